@@ -1,0 +1,140 @@
+"""PSNR and SSIM in batches on the device, the copy-last baseline, best of N, and 95 % intervals over clips."""
+
+import functools
+import math
+
+import torch
+from scipy import stats
+
+# One sample a clip, best of N by the metric itself, the posterior's reconstruction, the last given frame repeated.
+ROWS = ("sample", "best_of_n", "posterior", "copy_last")
+
+# Futures that run as one batch; more do not run faster and need more memory.
+ROWS_AT_ONCE = {"cpu": 256, "cuda": 2048}
+
+
+def psnr(x, y):
+    """PSNR in dB of frames (..., 3, H, W) in [0, 1], shapes broadcasting: the mean over channels of 10 log10(1 / mse_c).
+
+    As `finn_eval_seq` of Denton & Fergus 2018. Equal frames give 100 dB.
+    """
+    mse = (x - y).square().mean((-2, -1))
+    return (-10 * mse.clamp_min(1e-10).log10()).mean(-1)
+
+
+@functools.cache
+def _gaussian_rows(size, device, window=11, sigma=1.5):
+    """The 'valid' Gaussian filter of a line of pixels as a banded matrix (size - window + 1, size)."""
+    taps = torch.exp(-0.5 * ((torch.arange(window, dtype=torch.float64) - window // 2) / sigma) ** 2)
+    taps /= taps.sum()
+    rows = torch.zeros(size - window + 1, size, dtype=torch.float64)
+    for i in range(len(rows)):
+        rows[i, i : i + window] = taps
+    return rows.float().to(device)
+
+
+def ssim(x, y):
+    """SSIM of frames (..., 3, H, W) in [0, 1], shapes broadcasting, mean over channels (Wang et al. 2004).
+
+    11x11 Gaussian window, sigma 1.5, data range 1, 'valid' area. The window is separable and applied as two matrix
+    products, which is what every device does fastest.
+    """
+    h, w = x.shape[-2:]
+    rows, columns = _gaussian_rows(h, x.device), _gaussian_rows(w, x.device).T
+    blur = lambda image: rows @ image @ columns
+    mu_x, mu_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
+    covariance = blur(x * y) - mu_x * mu_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mu_x * mu_y + c1) * (2 * covariance + c2) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.mean((-3, -2, -1))
+
+
+def score(predicted, truth):
+    """{"psnr", "ssim"} a frame: predicted (S, B, T, 3, H, W), truth (B, T, 3, H, W) -> (S, B, T) each, in float32."""
+    with torch.autocast(truth.device.type, enabled=False):
+        predicted, truth = predicted.float(), truth.float()
+        return {"psnr": psnr(predicted, truth), "ssim": ssim(predicted, truth)}
+
+
+def copy_last(past, n_future):
+    """The baseline that repeats the last given frame: past (B, n_past, 3, H, W) -> (1, B, n_future, 3, H, W)."""
+    return past[None, :, -1:].expand(-1, -1, n_future, -1, -1, -1)
+
+
+def evaluate(model, loaded, n_samples=1, seed=0, progress=None, most_pictured=2):
+    """Score a model on the clips that the iterator `loaded` gives as (frames (B, T, 3, H, W), cond (B, T, D)).
+
+    Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
+    pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}. All samples of a batch of clips run
+    together as far as memory allows. Clip k's noise depends on seed and k alone. progress(n) is told of n more futures.
+    """
+    scores = {row: {"psnr": [], "ssim": []} for row in ("sample", "posterior", "copy_last")}
+    pictures = []
+    for frames, cond in loaded:
+        clips = range(len(pictures), len(pictures) + len(frames))
+        generators = lambda: [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in clips]
+        past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
+        n_future = truth.shape[1]
+
+        def record(row, predicted):
+            found = {metric: s.cpu() for metric, s in score(predicted, truth).items()}
+            for metric, s in found.items():
+                scores[row][metric][-1].append(s)
+            return found
+
+        for row in scores.values():
+            for parts in row.values():
+                parts.append([])
+        record("copy_last", copy_last(past, n_future))
+        posterior = model.reconstruct(frames, cond, generators())
+        record("posterior", posterior)
+
+        chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 256) // len(frames))
+        running, shown, best, best_psnr = generators(), [], None, None
+        for first in range(0, n_samples, chunk):
+            predicted = model.predict(past, cond, n_future, min(chunk, n_samples - first), running)
+            clip_psnr = record("sample", predicted)["psnr"].mean(2)
+            shown += list(predicted[: max(0, most_pictured - len(shown))])
+            value, winner = (x.to(frames.device) for x in clip_psnr.max(0))
+            candidate = predicted[winner, torch.arange(len(frames), device=frames.device)]
+            if best is None:
+                best, best_psnr = candidate, value
+            else:
+                better = value > best_psnr
+                best = torch.where(better[:, None, None, None, None], candidate, best)
+                best_psnr = torch.maximum(value, best_psnr)
+            if progress:
+                progress(predicted.shape[0] * predicted.shape[1])
+        videos = {"truth": truth, "posterior": posterior[0], **({"best": best} if n_samples > 1 else {})}
+        videos |= {f"sample {j + 1}": sample for j, sample in enumerate(shown)}
+        videos = {label: to_uint8(torch.cat([past, video], 1)) for label, video in videos.items()}
+        pictures += [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
+    join = lambda parts: torch.cat([torch.cat(batch) for batch in parts], 1)
+    scores = {row: {metric: join(parts) for metric, parts in of.items()} for row, of in scores.items()}
+    return scores | {"best_of_n": scores["sample"]}, pictures
+
+
+def to_uint8(frames):
+    """Frames (..., 3, H, W) in [0, 1] to a NumPy array (..., H, W, 3) uint8."""
+    return frames.clamp(0, 1).mul(255).round().byte().movedim(-3, -1).cpu().numpy()
+
+
+def interval(values):
+    """Mean and half-width of the 95 % interval over clips (Student's t) of values (n,); {"mean", "ci95"}, ci95 None for n = 1."""
+    n = len(values)
+    ci95 = float(stats.t.ppf(0.975, n - 1)) * values.std().item() / math.sqrt(n) if n > 1 else None
+    return {"mean": values.mean().item(), "ci95": ci95}
+
+
+def summarise(row, scores):
+    """A row's scores {metric: (S, B, T)} to values a clip and frame {metric: (B, T)}: its samples' mean, or each clip's best."""
+    if row != "best_of_n":
+        return {metric: s.mean(0) for metric, s in scores.items()}
+    return {metric: s[s.mean(2).argmax(0), torch.arange(s.shape[1])] for metric, s in scores.items()}
+
+
+def per_step(values):
+    """{metric: (N, T)} to {metric: {"mean": [T], "ci95": [T]}} over the clips."""
+    steps = {metric: [interval(v) for v in x.T] for metric, x in values.items()}
+    return {metric: {key: [s[key] for s in found] for key in ("mean", "ci95")} for metric, found in steps.items()}

@@ -1,0 +1,239 @@
+"""Stochastic video generation conditioned on actions: SVG with a fixed or a learned prior (Denton & Fergus 2018).
+
+With h_j, skip_j = encoder(x_j), for i = 1 .. T-1:
+
+    z_i ~ q(z | x_1:i)                              posterior; prediction draws from the prior p(z | x_0:i-1)
+    g_i = frame_predictor([c_{i-1}, h_{i-1}, z_i])
+    x^_i = decoder(g_i, skip of a given frame)
+
+Inside this file tensors are time-major, (T, B, ...): folding time into the batch is then a view, and so is a step.
+"""
+
+import contextlib
+import itertools
+
+import torch
+import torch.nn as nn
+
+from models.lstm import LSTM, GaussianLSTM
+from models.vgg64 import Decoder, Encoder
+
+
+def kl_divergence(mu1, logvar1, mu2, logvar2):
+    """KL(N(mu1, exp(logvar1)) || N(mu2, exp(logvar2))), element by element."""
+    return 0.5 * (logvar2 - logvar1 - 1 + (logvar1 - logvar2).exp() + (mu1 - mu2) ** 2 * (-logvar2).exp())
+
+
+def reparameterize(mu, logvar, eps):
+    """z = mu + sigma * eps."""
+    return mu + (0.5 * logvar).exp() * eps
+
+
+def draw_noise(n_samples, batch, steps, z_dim, generator, device):
+    """Standard normal noise (steps, n_samples, batch, z_dim).
+
+    One generator a clip (a list of `batch` CPU generators) makes the noise of a clip's k-th sample independent of the
+    other clips, of how samples are chunked, and of the device.
+    """
+    if isinstance(generator, (list, tuple)):
+        noise = [[torch.randn(steps, z_dim, generator=g) for g in generator] for _ in range(n_samples)]
+        noise = torch.stack([torch.stack(row, 1) for row in noise], 1)
+    else:
+        noise_device = generator.device if generator is not None else device
+        noise = torch.randn(steps, n_samples, batch, z_dim, generator=generator, device=noise_device)
+    return noise.to(device, non_blocking=True)
+
+
+def add_shared(y, term):
+    """y (n * B, C, H, W) plus a term (B, C, H, W) that its n parts share."""
+    return (y.unflatten(0, (-1, len(term))) + term).flatten(0, 1)
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Eval mode, no gradients, and back: with BatchNorm's running statistics no clip sees the rest of its batch."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+class SVG(nn.Module):
+    """SVG-FP (`prior="fixed"`, z ~ N(0, I)) or SVG-LP (`prior="learned"`), conditioned on c (D numbers a frame)."""
+
+    def __init__(
+        self,
+        cond_dim,
+        prior="learned",
+        n_past=2,
+        width=64,
+        g_dim=128,
+        z_dim=64,
+        rnn_size=256,
+        predictor_rnn_layers=2,
+        posterior_rnn_layers=1,
+        prior_rnn_layers=1,
+        last_frame_skip=False,
+        skip_frame="last",
+    ):
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        self.config = {"name": "svg", **config}  # what rebuilds this model from a checkpoint
+        self.n_past, self.z_dim = n_past, z_dim
+        self.last_frame_skip, self.skip_frame = last_frame_skip, skip_frame
+        self.encoder = Encoder(g_dim, width)
+        self.decoder = Decoder(g_dim, width)
+        self.frame_predictor = LSTM(cond_dim + g_dim + z_dim, g_dim, rnn_size, predictor_rnn_layers)
+        self.posterior = GaussianLSTM(g_dim, z_dim, rnn_size, posterior_rnn_layers)
+        self.prior = GaussianLSTM(g_dim, z_dim, rnn_size, prior_rnn_layers) if prior == "learned" else None
+        # Metres, radians and 0/1 switches are brought to one scale; the identity until `set_cond_stats` is called.
+        self.register_buffer("cond_mean", torch.zeros(cond_dim))
+        self.register_buffer("cond_std", torch.ones(cond_dim))
+        self.apply(init_weights)
+
+    def set_cond_stats(self, mean, std):
+        """Standardise conditions by the training set's mean and standard deviation (D,); a constant one stays as it is."""
+        self.cond_mean.copy_(mean)
+        self.cond_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    # The networks, on time-major sequences.
+
+    def encode(self, x):
+        """Frames (T, B, 3, 64, 64) -> h (T, B, g_dim), skips [(T, B, C, H, W)] * 4, in one call."""
+        h, skips = self.encoder(x.flatten(0, 1))
+        return h.float().unflatten(0, x.shape[:2]), [s.unflatten(0, x.shape[:2]) for s in skips]
+
+    def skip_index(self, i):
+        """The frame whose skip features step i pastes."""
+        if self.last_frame_skip:
+            return i - 1
+        last_given = self.n_past - 1 if self.skip_frame == "last" else max(self.n_past - 2, 0)
+        return min(i - 1, last_given)
+
+    def skip_terms(self, skips, first=0):
+        """The decoder's skip terms of frames first, first + 1, ...: {frame: [(B, C, H, W)] * 4}."""
+        terms = self.decoder.skip_terms([s.flatten(0, 1) for s in skips])
+        n = len(skips[0])
+        terms = [t.unflatten(0, (n, -1)) for t in terms]
+        return {first + j: [t[j] for t in terms] for j in range(n)}
+
+    def decode(self, g, terms, steps):
+        """g (len(steps), B, g_dim) -> frames (len(steps), B, 3, 64, 64), in one call.
+
+        B may be a multiple of the skip terms' batch: n_samples futures of one clip share its skips.
+        """
+        runs = [(frame, len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
+
+        def add_skip(k, y):
+            parts = y.split([n * len(y) // len(steps) for _, n in runs])
+            parts = [add_shared(part, terms[frame][k]) for (frame, _), part in zip(runs, parts)]
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+        return self.decoder(g.flatten(0, 1), add_skip).unflatten(0, g.shape[:2])
+
+    # Training.
+
+    def loss(self, frames, cond, teacher_forcing):
+        """frames (B, T, 3, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1."""
+        x, c = frames.transpose(0, 1), self._condition(cond)
+        n_steps = len(x) - 1
+        h, skips = self.encode(x)
+        mu, logvar, _ = self.posterior(h[1:])
+        z = reparameterize(mu, logvar, torch.randn_like(mu))
+        n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
+        terms = self.skip_terms([s[:n_skips] for s in skips])
+
+        # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
+        n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
+        steps, source = range(1, n_given + 1), h[:n_given]
+        state = prior_state = None
+        predicted, priors = [], []
+        while True:
+            at = slice(steps[0] - 1, steps[-1])
+            if self.prior is not None:
+                mu_p, logvar_p, prior_state = self.prior(source, prior_state)
+                priors.append((mu_p, logvar_p))
+            g, state = self.frame_predictor(torch.cat([c[at], source, z[at]], -1), state)
+            predicted.append(self.decode(g, terms, steps))
+            if steps[-1] == n_steps:
+                break
+            steps = range(steps[-1] + 1, steps[-1] + 2)
+            source, skips = self.encode(predicted[-1][-1:])
+            if self.last_frame_skip:
+                terms = self.skip_terms(skips, first=steps[0] - 1)
+
+        mu_p, logvar_p = [torch.cat(p) for p in zip(*priors)] if priors else (torch.zeros_like(mu),) * 2
+        return {
+            "mse": (torch.cat(predicted) - x[1:]).square().flatten(1).mean(1).sum(),
+            "kld": kl_divergence(mu, logvar, mu_p, logvar_p).sum((0, 2)).mean(),
+        }
+
+    # Prediction.
+
+    def predict(self, past, cond, n_future, n_samples=1, generator=None):
+        """Sample futures: past (B, n_past, 3, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, 3, 64, 64).
+
+        generator: None, a torch.Generator, or a list of B CPU generators (see `draw_noise`).
+        """
+        with evaluating(self):
+            return self._rollout(past, cond, n_future, n_samples, generator)
+
+    def reconstruct(self, frames, cond, generator=None):
+        """The posterior's prediction: as `predict`, but each z_i is drawn from q given the true frames.
+
+        frames (B, T, 3, 64, 64), cond (B, T, D) -> (1, B, T - n_past, 3, 64, 64). It sees the future: an upper bound.
+        """
+        with evaluating(self):
+            n_future = frames.shape[1] - self.n_past
+            return self._rollout(frames[:, : self.n_past], cond, n_future, 1, generator, target=frames)
+
+    def _rollout(self, past, cond, n_future, n_samples, generator, target=None):
+        n_past, batch = self.n_past, len(past)
+        if past.shape[1] != n_past:
+            raise ValueError(f"the model was built for {n_past} past frames, not {past.shape[1]}")
+        if cond.shape[1] < n_past + n_future - 1:
+            raise ValueError(f"{n_future} future frames need {n_past + n_future - 1} conditions, not {cond.shape[1]}")
+        many = lambda x: x.repeat(1, n_samples, *[1] * (x.dim() - 2))  # (T, B, ...) -> (T, n_samples * B, ...)
+
+        c = many(self._condition(cond))
+        noise = draw_noise(n_samples, batch, n_past + n_future - 1, self.z_dim, generator, past.device).flatten(1, 2)
+        h, skips = self.encode(past.transpose(0, 1))
+        terms = self.skip_terms(skips)
+        posterior_h = h[1:] if target is None else self.encode(target.transpose(0, 1)[1:])[0]
+        posterior = [many(p) for p in self.posterior(posterior_h)[:2]] if len(posterior_h) else None
+
+        source, predicted = many(h[:1]), []
+        state = prior_state = None
+        for i in range(1, n_past + n_future):
+            mu = logvar = torch.zeros_like(noise[i - 1 : i])
+            if self.prior is not None:
+                mu, logvar, prior_state = self.prior(source, prior_state)
+            if i < n_past or target is not None:
+                mu, logvar = posterior[0][i - 1 : i], posterior[1][i - 1 : i]
+            z = reparameterize(mu, logvar, noise[i - 1 : i])
+            g, state = self.frame_predictor(torch.cat([c[i - 1 : i], source, z], -1), state)
+            if i < n_past:
+                source = many(h[i : i + 1])
+                continue
+            predicted.append(self.decode(g, terms, [i]))
+            if i < n_past + n_future - 1:
+                source, skips = self.encode(predicted[-1])
+                if self.last_frame_skip:
+                    terms = self.skip_terms(skips, first=i)
+        return torch.cat(predicted).transpose(0, 1).unflatten(0, (n_samples, batch))
+
+    def _condition(self, cond):
+        return ((cond - self.cond_mean) / self.cond_std).transpose(0, 1)
+
+
+def init_weights(module):
+    """The classic initialisation: N(0, 0.02) weights and zero biases, N(1, 0.02) BatchNorm scales."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,94 @@
+"""The vgg64 encoder and decoder of SVG (Denton & Fergus 2018), with a width.
+
+`width` is the number of channels at 64x64; 64 is the paper's network. Parameter names are the classic ones.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class VGGLayer(nn.Module):
+    """3x3 convolution, BatchNorm, LeakyReLU(0.2): (N, n_in, H, W) -> (N, n_out, H, W)."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(n_in, n_out, 3, 1, 1),
+            nn.BatchNorm2d(n_out),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+
+    def forward(self, x):
+        return self.main(x)
+
+
+def stage(*channels):
+    """VGG layers in a row: stage(a, b, c) maps a to b to c channels."""
+    return [VGGLayer(n_in, n_out) for n_in, n_out in zip(channels, channels[1:])]
+
+
+class Encoder(nn.Module):
+    """A 64x64 frame to a vector and the four feature maps that the decoder may copy from."""
+
+    def __init__(self, g_dim=128, width=64):
+        super().__init__()
+        w = width
+        self.c1 = nn.Sequential(*stage(3, w, w))  # 64 x 64
+        self.c2 = nn.Sequential(*stage(w, 2 * w, 2 * w))  # 32 x 32
+        self.c3 = nn.Sequential(*stage(2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
+        self.c4 = nn.Sequential(*stage(4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
+        self.c5 = nn.Sequential(nn.Conv2d(8 * w, g_dim, 4, 1, 0), nn.BatchNorm2d(g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
+        self.mp = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        """x (N, 3, 64, 64) -> h (N, g_dim), skips [(N, w, 64, 64), (N, 2w, 32, 32), (N, 4w, 16, 16), (N, 8w, 8, 8)]."""
+        h1 = self.c1(x)
+        h2 = self.c2(self.mp(h1))
+        h3 = self.c3(self.mp(h2))
+        h4 = self.c4(self.mp(h3))
+        h5 = self.c5(self.mp(h4))
+        return h5.flatten(1), [h1, h2, h3, h4]
+
+
+class Decoder(nn.Module):
+    """A vector and the skip features of a given frame to a 64x64 frame.
+
+    The first convolution of stages 2 to 5 reads cat[u, s], u from the stage below and s from the skip. It is linear,
+    so conv(cat[u, s]) = conv_u(u) + conv_s(s), and conv_s(s) is computed once for all steps that share a skip.
+    """
+
+    def __init__(self, g_dim=128, width=64):
+        super().__init__()
+        w = width
+        self.g_dim = g_dim
+        self.upc1 = nn.Sequential(  # 1 x 1 -> 4 x 4
+            nn.ConvTranspose2d(g_dim, 8 * w, 4, 1, 0), nn.BatchNorm2d(8 * w), nn.LeakyReLU(0.2, inplace=True)
+        )
+        self.upc2 = nn.Sequential(*stage(16 * w, 8 * w, 8 * w, 4 * w))  # 8 x 8
+        self.upc3 = nn.Sequential(*stage(8 * w, 4 * w, 4 * w, 2 * w))  # 16 x 16
+        self.upc4 = nn.Sequential(*stage(4 * w, 2 * w, w))  # 32 x 32
+        self.upc5 = nn.Sequential(*stage(2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())  # 64 x 64
+        self.up = nn.UpsamplingNearest2d(scale_factor=2)
+
+    def skip_terms(self, skips):
+        """conv_s(s), bias included, for each of the encoder's skips: a list in the order of the stages upc2..upc5."""
+        terms = []
+        for upc, s in zip((self.upc2, self.upc3, self.upc4, self.upc5), reversed(skips)):
+            conv = upc[0].main[0]
+            terms.append(F.conv2d(s, conv.weight[:, -s.shape[1] :], conv.bias, padding=1))
+        return terms
+
+    def forward(self, g, add_skip):
+        """g (N, g_dim) -> frames (N, 3, 64, 64) in [0, 1].
+
+        add_skip(k, y) returns y plus the k-th skip term, however it is shared among the N rows.
+        """
+        d = self.upc1(g.view(-1, self.g_dim, 1, 1))
+        for k, upc in enumerate((self.upc2, self.upc3, self.upc4, self.upc5)):
+            conv, bn, relu = upc[0].main
+            u = self.up(d)
+            d = relu(bn(add_skip(k, F.conv2d(u, conv.weight[:, : u.shape[1]], padding=1))))
+            # In float32, because bf16 near 1 is coarser than a grey level of 8 bits.
+            d = upc[1:](d) if k < 3 else torch.sigmoid(upc[1](d).float())
+        return d

@@ -1,0 +1,186 @@
+"""Command-line options that the commands share. Aliases are the names that other code bases use for the same thing."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+from utils import UserError, load_checkpoint
+
+KL_ANNEAL = {"monotonic": "monotonic", "cyclical": "cyclical", "none": "none", "nokl_annealing": "none"}
+
+
+def kl_anneal(text):
+    """monotonic, cyclical or none; Monotonic, Cyclical and NoKL_Annealing mean the same."""
+    try:
+        return KL_ANNEAL[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of monotonic, cyclical, none") from None
+
+
+def number(kind, low, high=float("inf")):
+    """An argparse type: a number of `kind` in [low, high]."""
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in {low} .. {high}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+count, natural = number(int, 1), number(int, 0)
+share, positive = number(float, 0, 1), number(float, 0)
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in the help, except where there is nothing to say."""
+
+    def _get_help_string(self, action):
+        nothing = action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool)
+        return action.help if nothing else super()._get_help_string(action)
+
+
+def make_parser(description):
+    """A parser in which a misspelt flag is an error rather than an abbreviation."""
+    return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+
+def add_machine(group):
+    """Where and how to compute; also part of generate.py."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
+    group.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the hardware has it"
+    )
+    group.add_argument("--num_workers", type=natural, default=2, help="processes that read clips")
+
+
+def training_parser(description):
+    """Options of the SVG training commands."""
+    parser = make_parser(description)
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_root", "--DR", default="data/pushing_sample", help="folder with train, validate and test")
+    data.add_argument("--n_past", type=count, default=2, help="frames given")
+    data.add_argument("--n_future", type=count, default=10, help="frames predicted")
+    data.add_argument(
+        "--cond",
+        choices=("action+position", "action", "position", "none"),
+        default="action+position",
+        help="what the model is told of each frame",
+    )
+    data.add_argument(
+        "--random_start",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train on windows anywhere in a clip",
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--log_dir", "--save_root", help="run directory (default: runs/COMMAND-DATE-TIME)")
+    run.add_argument("--resume", metavar="DIR", help="go on with this run; flags given beside it replace the run's")
+    run.add_argument("--niter", "--num_epoch", type=count, default=100, help="epochs")
+    run.add_argument("--epoch_size", type=natural, default=0, help="steps an epoch; 0: the whole training set once")
+    run.add_argument("--batch_size", type=count, default=16, help="clips a step")
+    run.add_argument("--seed", type=natural, default=1, help="of weights, data order, noise and teacher forcing")
+    add_machine(run)
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--width", type=count, default=64, help="channels at 64x64; 64 is the paper's, 16 suits a laptop"
+    )
+    model.add_argument("--g_dim", type=count, default=128, help="size of the encoder's and the predictor's vectors")
+    model.add_argument("--z_dim", type=count, default=64, help="size of the latents")
+    model.add_argument("--rnn_size", type=count, default=256, help="hidden size of every LSTM")
+    model.add_argument("--predictor_rnn_layers", type=count, default=2, help="LSTM layers of the frame predictor")
+    model.add_argument("--posterior_rnn_layers", type=count, default=1, help="LSTM layers of the posterior")
+    model.add_argument("--prior_rnn_layers", type=count, default=1, help="LSTM layers of a learned prior")
+    model.add_argument("--last_frame_skip", action="store_true", help="skips from frame i-1 always, given or predicted")
+    model.add_argument(
+        "--skip_frame",
+        choices=("last", "classic"),
+        default="last",
+        help="skips of predicted steps: from the last given frame, or from the one before it as in the classic code",
+    )
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--beta", type=positive, default=1e-4, help="ceiling of the KL term's weight")
+    loss.add_argument(
+        "--kl_anneal", "--kl_anneal_type", type=kl_anneal, default="monotonic", help="monotonic, cyclical or none"
+    )
+    loss.add_argument(
+        "--kl_anneal_cyclical",
+        dest="kl_anneal",
+        action="store_const",
+        const="cyclical",
+        help="the same as --kl_anneal cyclical",
+    )
+    loss.add_argument("--kl_anneal_cycle", type=count, default=3, help="cycles of cyclical annealing")
+    loss.add_argument("--kl_anneal_ratio", type=number(float, 1e-6), default=0.5, help="share of a cycle spent rising")
+    loss.add_argument("--kl_anneal_start", type=share, default=0.0, help="weight at the start of a cycle")
+    loss.add_argument(
+        "--kl_anneal_per", choices=("epoch", "step"), default="epoch", help="how often the weight changes"
+    )
+
+    teacher = parser.add_argument_group("teacher forcing")
+    teacher.add_argument("--tfr", type=share, default=1.0, help="teacher-forcing ratio at the start")
+    teacher.add_argument(
+        "--tfr_start_decay_epoch", "--tfr_sde", type=natural, default=0, help="epoch at which it begins to fall"
+    )
+    teacher.add_argument("--tfr_end_decay_epoch", type=natural, help="epoch at which it is down (default: the last)")
+    teacher.add_argument(
+        "--tfr_decay_step",
+        "--tfr_d_step",
+        type=share,
+        default=0.0,
+        help="fall an epoch; 0: a straight line to the lower bound at the end epoch",
+    )
+    teacher.add_argument("--tfr_lower_bound", type=share, default=0.0, help="where it stops falling")
+
+    optimiser = parser.add_argument_group("optimiser")
+    optimiser.add_argument("--lr", type=positive, default=2e-3, help="learning rate")
+    optimiser.add_argument("--beta1", type=share, default=0.9, help="momentum term")
+    optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
+    optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")
+
+    validation = parser.add_argument_group("validation")
+    validation.add_argument(
+        "--val_every", type=count, default=1, help="epochs between validations, each with a GIF and a grid"
+    )
+    validation.add_argument(
+        "--n_eval", type=count, help="frames of a validation clip, the given ones included (default: n_past + n_future)"
+    )
+    validation.add_argument(
+        "--save_every", type=natural, default=0, help="steps between checkpoints within an epoch; 0: each epoch only"
+    )
+    return parser
+
+
+def svg_options(args):
+    """The arguments of models.SVG that the command line sets."""
+    names = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame"
+    return {name: getattr(args, name) for name in names.split()}
+
+
+def parse_training(parser, argv=None):
+    """Parse a training command. With --resume, what is not on the command line comes from the run."""
+    args = parser.parse_args(argv)
+    if args.resume:
+        absent = object()
+        given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent)))
+        given = {name: value for name, value in vars(given).items() if value is not absent}
+        run = load_checkpoint(Path(args.resume) / "last.pt")["args"]
+        for name in {"cond", "n_past", "log_dir"} & given.keys():
+            if given[name] != run[name]:
+                raise UserError(
+                    f"--{name} {given[name]}: the run {args.resume} has {run[name]}; leave the flag out, or start a new run"
+                )
+        args = argparse.Namespace(**vars(args) | run | given)
+    elif not args.log_dir:
+        args.log_dir = f"runs/{Path(parser.prog).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    n_eval = args.n_eval or args.n_past + 1
+    if n_eval <= args.n_past:
+        raise UserError(f"--n_eval {args.n_eval}: counts the given frames too; it must exceed --n_past {args.n_past}")
+    return args

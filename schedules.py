@@ -1,0 +1,32 @@
+"""How the KL weight and the teacher-forcing ratio change during training. Pure functions of progress."""
+
+
+def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):
+    """The annealing weight w in [start, 1] at progress t = 0 .. total - 1, in `cycles` cycles (Fu et al. 2019).
+
+    With tau the position in the cycle, w = start + (1 - start) * min(1, tau / ratio): it rises for a share `ratio` of
+    the cycle, then stays. Where whole steps would stop short of the peak (ratio near 1), the rise ends with the cycle's
+    last step instead. A ratio above 1 never reaches the peak, as asked.
+    """
+    # Integers, so that the start of a cycle is exact: t * cycles / total modulo 1, in units of 1 / total.
+    position = t * cycles % total
+    last = position + (total - 1 - position) // cycles * cycles if cycles < total else position
+    if ratio <= 1:
+        ratio = min(ratio, last / total)
+    tau = position / total
+    return start + (1 - start) * (min(1.0, tau / ratio) if ratio > 0 else 1.0)
+
+
+def teacher_forcing_ratio(epoch, tfr, start_decay_epoch, end_decay_epoch, decay_step=0.0, lower_bound=0.0):
+    """The probability of teacher forcing in an epoch.
+
+    `tfr` until start_decay_epoch; then it falls by decay_step an epoch or, with decay_step 0, along a straight line that
+    reaches lower_bound at end_decay_epoch.
+    """
+    since = epoch - start_decay_epoch
+    if since <= 0 and epoch < end_decay_epoch:
+        return tfr
+    if not decay_step:
+        span = end_decay_epoch - start_decay_epoch
+        decay_step = (tfr - lower_bound) / span if span > 0 else tfr
+    return max(tfr - decay_step * since, min(lower_bound, tfr))

@@ -1,0 +1,23 @@
+"""Train SVG-FP: action-conditioned stochastic video generation with the fixed prior z ~ N(0, I)."""
+
+import options
+import trainer
+from dataset import open_splits
+from models import SVG
+from utils import run_command
+
+
+def main():
+    args = options.parse_training(options.training_parser(__doc__))
+    train_set, val_set = open_splits(args)
+
+    def make_model():
+        model = SVG(train_set.cond_dim, prior="fixed", **options.svg_options(args))
+        model.set_cond_stats(*train_set.cond_stats())
+        return model
+
+    return trainer.fit(make_model, train_set, val_set, args)
+
+
+if __name__ == "__main__":
+    run_command(main)

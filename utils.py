@@ -1,0 +1,133 @@
+"""What every command needs: user errors, seeding, device and precision, files written whole, checkpoints."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line that names the file or flag and says what to do."""
+
+
+def run_command(main):
+    """Run a command's main(); a UserError becomes one line on stderr and exit status 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        # Workers that read clips ignore SIGTERM (dataset.py), and Python would wait for them.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def choose_device(name):
+    """A torch.device from --device: `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError):
+        raise UserError(f"--device {name}: no such device here; use --device auto or --device cpu") from None
+    return device
+
+
+def choose_precision(name, device):
+    """torch.bfloat16 or torch.float32 from --precision: `auto` is bf16 where the hardware computes in it."""
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        fast = (
+            device.type == "cpu"
+            and cpuinfo.exists()
+            and any(f in cpuinfo.read_text() for f in ("avx512_bf16", "amx_bf16"))
+        )
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device, precision):
+    """The context in which a model runs in `precision`; its weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Yield a temporary path beside `path` that replaces it at the end: readers see the old file or the new one, whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --log_dir"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write a JSON file, whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of tensors and plain values, whole or not at all, and on disk before it gets its name."""
+    with writing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(str(error).splitlines()[0]) from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_checkpoint(path):
+    """Read a checkpoint of this project: tensors and plain values only, so that loading cannot run code."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give the path of a last.pt or best.pt")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise UserError(
+                f"{path}: holds pickled objects, which could run code, and is not loaded; in the code that wrote it,"
+                " save each module's state_dict() instead"
+            ) from None
+        raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
+    if not isinstance(checkpoint, dict) or not {"model", "state_dict", "args"} <= checkpoint.keys():
+        raise UserError(
+            f"{path}: not a checkpoint of this project; give a last.pt or best.pt that a train command wrote"
+        )
+    return checkpoint
