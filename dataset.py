@@ -203,6 +203,7 @@ def make_loader(dataset, num_workers, device, **kwargs):
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # else every iterator would draw from the stream that the model's noise comes from
         persistent_workers=num_workers > 0,
         **kwargs,
     )

@@ -20,13 +20,9 @@ def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):
 def teacher_forcing_ratio(epoch, tfr, start_decay_epoch, end_decay_epoch, decay_step=0.0, lower_bound=0.0):
     """The probability of teacher forcing in an epoch.
 
-    `tfr` until start_decay_epoch; then it falls by decay_step an epoch or, with decay_step 0, along a straight line that
-    reaches lower_bound at end_decay_epoch.
+    `tfr` until start_decay_epoch; then it falls by decay_step an epoch or, with decay_step 0, along a straight line to
+    lower_bound at end_decay_epoch.
     """
-    since = epoch - start_decay_epoch
-    if since <= 0 and epoch < end_decay_epoch:
-        return tfr
     if not decay_step:
-        span = end_decay_epoch - start_decay_epoch
-        decay_step = (tfr - lower_bound) / span if span > 0 else tfr
-    return max(tfr - decay_step * since, min(lower_bound, tfr))
+        decay_step = (tfr - lower_bound) / max(1, end_decay_epoch - start_decay_epoch)
+    return max(tfr - decay_step * max(0, epoch - start_decay_epoch), min(lower_bound, tfr))

@@ -12,7 +12,7 @@ def in_float32(forward):
     @functools.wraps(forward)
     def wrapped(self, x, state=None):
         with torch.autocast(x.device.type, enabled=False):
-            return forward(self, x.float(), state)
+            return forward(self, x.to(self.embed.weight.dtype), state)
 
     return wrapped
 

@@ -29,8 +29,8 @@ def reparameterize(mu, logvar, eps):
     return mu + (0.5 * logvar).exp() * eps
 
 
-def draw_noise(n_samples, batch, steps, z_dim, generator, device):
-    """Standard normal noise (steps, n_samples, batch, z_dim).
+def draw_noise(n_samples, batch, steps, z_dim, generator, like):
+    """Standard normal noise (steps, n_samples, batch, z_dim) on the device of `like`.
 
     One generator a clip (a list of `batch` CPU generators) makes the noise of a clip's k-th sample independent of the
     other clips, of how samples are chunked, and of the device.
@@ -39,9 +39,9 @@ def draw_noise(n_samples, batch, steps, z_dim, generator, device):
         noise = [[torch.randn(steps, z_dim, generator=g) for g in generator] for _ in range(n_samples)]
         noise = torch.stack([torch.stack(row, 1) for row in noise], 1)
     else:
-        noise_device = generator.device if generator is not None else device
-        noise = torch.randn(steps, n_samples, batch, z_dim, generator=generator, device=noise_device)
-    return noise.to(device, non_blocking=True)
+        device = generator.device if generator is not None else like.device
+        noise = torch.randn(steps, n_samples, batch, z_dim, generator=generator, device=device)
+    return noise.to(like, non_blocking=True)
 
 
 def add_shared(y, term):
@@ -104,7 +104,7 @@ class SVG(nn.Module):
     def encode(self, x):
         """Frames (T, B, 3, 64, 64) -> h (T, B, g_dim), skips [(T, B, C, H, W)] * 4, in one call."""
         h, skips = self.encoder(x.flatten(0, 1))
-        return h.float().unflatten(0, x.shape[:2]), [s.unflatten(0, x.shape[:2]) for s in skips]
+        return h.unflatten(0, x.shape[:2]), [s.unflatten(0, x.shape[:2]) for s in skips]
 
     def skip_index(self, i):
         """The frame whose skip features step i pastes."""
@@ -199,7 +199,7 @@ class SVG(nn.Module):
         many = lambda x: x.repeat(1, n_samples, *[1] * (x.dim() - 2))  # (T, B, ...) -> (T, n_samples * B, ...)
 
         c = many(self._condition(cond))
-        noise = draw_noise(n_samples, batch, n_past + n_future - 1, self.z_dim, generator, past.device).flatten(1, 2)
+        noise = draw_noise(n_samples, batch, n_past + n_future - 1, self.z_dim, generator, past).flatten(1, 2)
         h, skips = self.encode(past.transpose(0, 1))
         terms = self.skip_terms(skips)
         posterior_h = h[1:] if target is None else self.encode(target.transpose(0, 1)[1:])[0]

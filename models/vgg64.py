@@ -89,6 +89,6 @@ class Decoder(nn.Module):
             conv, bn, relu = upc[0].main
             u = self.up(d)
             d = relu(bn(add_skip(k, F.conv2d(u, conv.weight[:, : u.shape[1]], padding=1))))
-            # In float32, because bf16 near 1 is coarser than a grey level of 8 bits.
-            d = upc[1:](d) if k < 3 else torch.sigmoid(upc[1](d).float())
+            # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.
+            d = upc[1:](d) if k < 3 else torch.sigmoid(upc[1](d).to(g.dtype))
         return d

@@ -1,0 +1,38 @@
+"""schedules.py: peaks are reached, slopes are as the design says."""
+
+import itertools
+
+import pytest
+
+from schedules import kl_weight, teacher_forcing_ratio
+
+
+def test_every_cycle_reaches_its_peak():
+    for total, cycles, ratio in itertools.product((1, 2, 3, 7, 10, 100, 301), (1, 2, 3, 7), (0.1, 0.5, 0.9, 1.0)):
+        weights = [kl_weight(t, total, cycles, ratio) for t in range(total)]
+        starts = [t for t in range(total) if t == 0 or t * cycles // total > (t - 1) * cycles // total] + [total]
+        for start, end in zip(starts, starts[1:]):
+            assert max(weights[start:end]) == 1, (total, cycles, ratio, weights)
+            assert weights[start:end] == sorted(weights[start:end])
+        assert all(0 <= w <= 1 for w in weights)
+
+
+def test_the_formula():
+    """N = 10, M = 3, R = 0.5: w = min(1, frac(3 t / 10) / 0.5)."""
+    expected = [0, 0.6, 1, 1, 0.4, 1, 1, 0.2, 0.8, 1]
+    assert [kl_weight(t, 10, 3, 0.5) for t in range(10)] == pytest.approx(expected)
+    assert kl_weight(1, 10, 1, 0.5, start=0.2) == pytest.approx(0.2 + 0.8 * 0.2)
+    assert [kl_weight(t, 8, 2, 0.5) for t in range(8)] == pytest.approx([0, 0.5, 1, 1] * 2)
+
+
+def test_a_ratio_above_one_never_arrives():
+    assert kl_weight(99, 100, 1, 1.5) == pytest.approx(0.99 / 1.5)
+
+
+def test_teacher_forcing():
+    linear = [teacher_forcing_ratio(e, 1.0, 2, 6, lower_bound=0.2) for e in range(9)]
+    assert linear == pytest.approx([1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    stepped = [teacher_forcing_ratio(e, 0.9, 1, 99, 0.3, 0.1) for e in range(6)]
+    assert stepped == pytest.approx([0.9, 0.9, 0.6, 0.3, 0.1, 0.1])
+    assert teacher_forcing_ratio(5, 0.0, 0, 9) == 0
+    assert [teacher_forcing_ratio(e, 1.0, 0, 0) for e in range(2)] == [1, 0]  # no room for a slope

@@ -1,0 +1,213 @@
+"""models/: the formulas against a step-by-step reference, and what prediction may and may not see."""
+
+import pytest
+import reference
+import torch
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as oracle_kl
+
+from models import SVG, build
+from models.svg import kl_divergence
+
+SKIPS = {"last": {}, "classic": {"skip_frame": "classic"}, "last_frame_skip": {"last_frame_skip": True}}
+
+
+def tiny(prior="learned", n_past=2, **kwargs):
+    """A small SVG in eval mode and float64, its BatchNorm statistics those of a few random clips."""
+    model = SVG(5, prior=prior, n_past=n_past, width=4, g_dim=8, z_dim=4, rnn_size=8, **kwargs).double()
+    model.set_cond_stats(torch.randn(5), torch.rand(5) + 0.5)
+    for gaussian in filter(None, (model.posterior, model.prior)):
+        gaussian.mu_net.weight.data.mul_(100)  # latents that carry something
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    for _ in range(2):
+        model.loss(*clips(), teacher_forcing=True)
+    return model.eval()
+
+
+def clips(batch=3, length=6):
+    return torch.rand(batch, length, 3, 64, 64, dtype=torch.float64), torch.randn(batch, length, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("teacher_forcing", [True, False])
+@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("prior", ["fixed", "learned"])
+@pytest.mark.parametrize("n_past", [1, 2, 3])
+def test_loss_and_gradients_equal_the_reference(prior, skip, teacher_forcing, n_past):
+    model = tiny(prior, n_past, **SKIPS[skip])
+    frames, cond = clips()
+    results = []
+    for loss in (model.loss, lambda *args: reference.loss(model, *args)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        losses = loss(frames, cond, teacher_forcing)
+        (losses["mse"] + 0.1 * losses["kld"]).backward()
+        results.append((losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (ours, our_grads), (theirs, their_grads) = results
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    assert our_grads.keys() == their_grads.keys() == dict(model.named_parameters()).keys()
+    torch.testing.assert_close(our_grads, their_grads, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("prior", ["fixed", "learned"])
+@pytest.mark.parametrize("n_past", [1, 2, 3])
+def test_prediction_equals_the_reference(prior, skip, n_past):
+    model = tiny(prior, n_past, **SKIPS[skip])
+    frames, cond = clips()
+    ours = model.predict(frames[:, :n_past], cond, 4, 2, [torch.Generator().manual_seed(k) for k in range(3)])
+    generators = [torch.Generator().manual_seed(k) for k in range(3)]
+    for sample in ours:
+        eps = torch.stack([torch.randn(n_past + 3, 4, generator=g) for g in generators], 1).double()
+        theirs = reference.predict(model, frames[:, :n_past], cond, 4, eps)
+        torch.testing.assert_close(sample, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_float32_differs_from_the_reference_by_rounding_only():
+    model = tiny().float()
+    frames, cond = (x.float() for x in clips())
+    torch.manual_seed(1)
+    ours = model.loss(frames, cond, False)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours, reference.loss(model, frames, cond, False), rtol=1e-5, atol=0)
+
+
+def test_the_condition_of_a_step_is_the_action_before_it():
+    """Frame i depends on c_{i-1} and not on c_i: the first predicted frame, 2, must see c_1 and not c_2."""
+    model = tiny()
+    frames, cond = clips()
+    predict = lambda c: model.predict(frames[:, :2], c, 4, generator=torch.Generator().manual_seed(0))[0]
+    before = predict(cond)
+    for j in range(6):
+        changed = cond.clone()
+        changed[:, j] += 1
+        after = predict(changed)
+        for i in range(2, 6):
+            assert torch.equal(before[:, i - 2], after[:, i - 2]) == (j > i - 1), (i, j)
+
+
+def test_future_frames_do_not_reach_the_prediction():
+    """Bit-equal with the future replaced: neither the true frames nor a posterior of them may be used at test time."""
+    from metrics import evaluate
+
+    model = tiny().float()
+    frames, cond = (x.float() for x in clips())
+    scores, pictures = evaluate(model, [(frames, cond)], n_samples=2)
+    changed = frames.clone()
+    changed[:, 2:] = torch.rand_like(changed[:, 2:])
+    other_scores, other_pictures = evaluate(model, [(changed, cond)], n_samples=2)
+    for a, b in zip(pictures, other_pictures):
+        assert (a["sample 1"] == b["sample 1"]).all() and (a["sample 2"] == b["sample 2"]).all()
+        assert (a["posterior"] != b["posterior"]).any()  # the posterior's row does see the future, and says so
+    assert not torch.equal(scores["sample"]["psnr"], other_scores["sample"]["psnr"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_prediction_does_not_depend_on_its_batch(training):
+    """Also straight after training, when the model is still in training mode; predict leaves the mode as it was."""
+    model = tiny().train(training)
+    frames, cond = clips()
+    generators = lambda ks: [torch.Generator().manual_seed(k) for k in ks]
+    together = model.predict(frames[:, :2], cond, 4, 2, generators([7, 8, 9]))
+    assert model.training == training
+    alone = model.predict(frames[1:2, :2], cond[1:2], 4, 2, generators([8]))
+    torch.testing.assert_close(together[:, 1:2], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_differ_and_do_not_depend_on_how_many_are_drawn():
+    model = tiny()
+    frames, cond = clips(batch=1)
+    many = model.predict(frames[:, :2], cond, 4, 100, [torch.Generator().manual_seed(3)])
+    assert many.shape == (100, 1, 4, 3, 64, 64)
+    assert len({sample.numpy().tobytes() for sample in many}) == 100
+    few = model.predict(frames[:, :2], cond, 4, 3, [torch.Generator().manual_seed(3)])
+    torch.testing.assert_close(few, many[:3], rtol=1e-9, atol=1e-12)
+
+
+def test_teacher_forcing_is_what_feeds_true_frames():
+    """With it the loss of step i depends on frame i-1 beyond the past; without it only through the target."""
+    model = tiny()
+    frames, cond = clips()
+    changed = frames.clone()
+    changed[:, 3] = 1 - changed[:, 3]
+    predicted = {}
+    for forced in (True, False):
+        for name, x in (("original", frames), ("changed", changed)):
+            seen = []
+            hook = model.decoder.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+            torch.manual_seed(1)
+            # The posterior sees the target; with its mean and scale fixed only the source frame is left.
+            model.posterior.mu_net.weight.data.zero_(), model.posterior.logvar_net.weight.data.zero_()
+            model.loss(x, cond, forced)
+            hook.remove()
+            predicted[forced, name] = torch.cat(seen).unflatten(0, (5, 3))[3]  # x^_4, whose source is frame 3
+    assert not torch.equal(predicted[True, "original"], predicted[True, "changed"])
+    assert torch.equal(predicted[False, "original"], predicted[False, "changed"])
+
+
+def test_kl_is_that_of_torch():
+    mu1, logvar1, mu2, logvar2 = torch.randn(4, 1000, dtype=torch.float64) * 3
+    ours = kl_divergence(mu1, logvar1, mu2, logvar2)
+    theirs = oracle_kl(Normal(mu1, (logvar1 / 2).exp()), Normal(mu2, (logvar2 / 2).exp()))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_kl_does_not_underflow():
+    """log(sigma2 / sigma1) would be log(0) here."""
+    assert torch.isfinite(kl_divergence(*torch.tensor([0.0, -80.0, 0.0, 80.0])))
+    torch.testing.assert_close(kl_divergence(*torch.tensor([0.0, -80.0, 0.0, -80.0])), torch.tensor(0.0))
+
+
+def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training():
+    """In training mode BatchNorm sees all frames of the clip at once, which is this project's definition."""
+    model = tiny()
+    frames, _ = clips()
+    h, skips = model.encode(frames.transpose(0, 1))
+    for t in range(frames.shape[1]):
+        h_t, skips_t = model.encoder(frames[:, t])
+        torch.testing.assert_close(h[t], h_t)
+        for s, s_t in zip(skips, skips_t):
+            torch.testing.assert_close(s[t], s_t)
+    model.train().encode(frames.transpose(0, 1))
+    bn = model.encoder.c1[0].main[1]
+    conv = model.encoder.c1[0].main[0](frames.flatten(0, 1))
+    bn.reset_running_stats()
+    bn.momentum = 1.0
+    model.encode(frames.transpose(0, 1))
+    torch.testing.assert_close(bn.running_mean, conv.mean((0, 2, 3)))
+
+
+def test_sizes_at_full_width():
+    model = SVG(7)
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    assert round(count(model.encoder) / 1e6, 2) == 8.69
+    assert round(count(model.decoder) / 1e6, 2) == 11.82
+    assert count(model.frame_predictor) == 1_134_976 + 7 * 256 + 2 * 128
+    assert round(count(model.posterior) / 1e6, 2) == round(count(model.prior) / 1e6, 2) == 0.59
+    assert SVG(7, prior="fixed").prior is None
+
+
+def test_parameter_names_are_the_classic_ones():
+    names = set(dict(SVG(7).named_parameters()))
+    for name in (
+        "encoder.c1.0.main.0.weight", "encoder.c4.2.main.1.bias", "encoder.c5.0.weight", "decoder.upc1.0.weight",
+        "decoder.upc2.0.main.0.weight", "decoder.upc5.1.weight", "frame_predictor.embed.weight", "frame_predictor.lstm.1.weight_hh",
+        "frame_predictor.output.1.weight", "posterior.mu_net.weight", "prior.logvar_net.bias",
+    ):  # fmt: skip
+        assert name in names, name
+
+
+def test_a_model_is_rebuilt_from_its_config():
+    model = tiny("fixed", 3, skip_frame="classic")
+    again = build(model.config).double()
+    again.load_state_dict(model.state_dict())
+    frames, cond = clips()
+    predict = lambda m: m.predict(frames[:, :3], cond, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(predict(model), predict(again.eval()))
+
+
+def test_conditions_are_standardised_and_constant_ones_left_alone():
+    model = SVG(2, width=4)
+    model.set_cond_stats(torch.tensor([3.0, 5.0]), torch.tensor([2.0, 0.0]))
+    assert model._condition(torch.tensor([[[5.0, 5.5]]])).tolist() == [[[1.0, 0.5]]]
