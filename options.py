@@ -120,9 +120,7 @@ def training_parser(description):
     loss.add_argument("--kl_anneal_cycle", type=count, default=3, help="cycles of cyclical annealing")
     loss.add_argument("--kl_anneal_ratio", type=number(float, 1e-6), default=0.5, help="share of a cycle spent rising")
     loss.add_argument("--kl_anneal_start", type=share, default=0.0, help="weight at the start of a cycle")
-    loss.add_argument(
-        "--kl_anneal_per", choices=("epoch", "step"), default="epoch", help="how often the weight changes"
-    )
+    loss.add_argument("--kl_anneal_per", choices=("epoch", "step"), default="step", help="how often the weight changes")
 
     teacher = parser.add_argument_group("teacher forcing")
     teacher.add_argument("--tfr", type=share, default=1.0, help="teacher-forcing ratio at the start")

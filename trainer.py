@@ -113,7 +113,7 @@ def fit(make_model, train_set, val_set, args):
                 teacher_forcing = random.random() < tfr
                 with autocast(device, precision):
                     losses = model.loss(frames, cond, teacher_forcing)
-                loss = losses["mse"] + weight * losses["kld"]
+                loss = losses["mse"] + (weight * losses["kld"] if weight else 0)  # 0 x inf would be NaN
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))

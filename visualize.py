@@ -101,35 +101,35 @@ def _known(rows, key):
 
 
 def plot_curves(path, history, beta, title):
-    """Write a training's curves: validation PSNR; the losses; the KL weight and the teacher-forcing ratio."""
-    figure, (top, middle, bottom) = plt.subplots(
-        3, 1, figsize=(7, 7.5), sharex=True, height_ratios=(3, 3, 2), layout="constrained"
+    """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
+    (psnr, mse), (kld, schedule) = axes
+    line = lambda axis, key, style, colour, label, **kwargs: axis.plot(
+        *_known(history, key),
+        style,
+        color=colour,
+        label=label,
+        marker="o" if len(history) < 40 else None,
+        ms=3,
+        **kwargs,
     )
-    marker = "o" if len(history) < 40 else None
-    top.plot(*_known(history, "psnr"), "-", color="#D55E00", marker=marker, ms=3, label="model, one sample")
-    top.plot(*_known(history, "copy_last_psnr"), "--", color="#777777", label="copy last frame")
-    top.set(ylabel="validation PSNR (dB)", title=title)
-    for key, colour, style, label in (
-        ("loss", "#000000", "-", "loss = MSE + β w KL"),
-        ("mse", "#0072B2", "--", "MSE, sum over steps"),
-        ("kld", "#D55E00", ":", "KL (nats), sum over steps"),
-    ):
-        middle.plot(*_known(history, key), style, color=colour, marker=marker, ms=3, label=label)
-    middle.set(ylabel="training loss", yscale="log")
+    line(psnr, "psnr", "-", "#D55E00", "model, one sample")
+    line(psnr, "copy_last_psnr", "--", "#777777", "copy last frame")
+    psnr.set(ylabel="validation PSNR (dB)")
+    line(mse, "loss", "-", "#000000", "loss = MSE + weight x KL")
+    line(mse, "mse", "--", "#0072B2", "MSE")
+    mse.set(ylabel="training loss, sum over steps")
+    line(kld, "kld", "-", "#D55E00", "KL(posterior || prior)")
+    kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
     epochs, weights = _known(history, "beta")
-    bottom.plot(
-        epochs,
-        [w / (beta or 1) for w in weights],
-        "-",
-        color="#0072B2",
-        drawstyle="steps-mid",
-        label=f"KL weight, share of β = {beta:g}",
-    )
-    bottom.plot(*_known(history, "tfr"), "--", color="#D55E00", drawstyle="steps-mid", label="teacher-forcing ratio")
-    bottom.set(ylabel="schedule", ylim=(-0.05, 1.05), xlabel="epoch")
-    bottom.xaxis.get_major_locator().set_params(integer=True)
-    for axis in (top, middle, bottom):
+    shares = [w / (beta or 1) for w in weights]
+    schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="steps-mid", label=f"KL weight / {beta:g}")
+    line(schedule, "tfr", "--", "#D55E00", "teacher-forcing ratio", drawstyle="steps-mid")
+    schedule.set(ylabel="schedule", ylim=(-0.05, 1.05), xlabel="epoch")
+    schedule.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes.flat:
         axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     _finish(figure, path)
 
 

@@ -44,9 +44,24 @@ def draw_noise(n_samples, batch, steps, z_dim, generator, like):
     return noise.to(like, non_blocking=True)
 
 
-def add_shared(y, term):
-    """y (n * B, C, H, W) plus a term (B, C, H, W) that its n parts share."""
-    return (y.unflatten(0, (-1, len(term))) + term).flatten(0, 1)
+class AddShared(torch.autograd.Function):
+    """Add a term (B, C, H, W) to each run of rows of y, the B rows repeating within a run; in place, as y is large.
+
+    y (N, C, H, W), sizes [rows of each run], terms one a run -> y.
+    """
+
+    @staticmethod
+    def forward(ctx, y, sizes, *terms):
+        ctx.sizes, ctx.batches = sizes, [len(term) for term in terms]
+        for rows, term in zip(y.split(sizes), terms):
+            rows.unflatten(0, (-1, len(term))).add_(term)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        runs = zip(grad.split(ctx.sizes), ctx.batches)
+        return grad, None, *[rows.unflatten(0, (-1, batch)).sum(0) for rows, batch in runs]
 
 
 @contextlib.contextmanager
@@ -128,9 +143,8 @@ class SVG(nn.Module):
         runs = [(frame, len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
 
         def add_skip(k, y):
-            parts = y.split([n * len(y) // len(steps) for _, n in runs])
-            parts = [add_shared(part, terms[frame][k]) for (frame, _), part in zip(runs, parts)]
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
+            sizes = [n * len(y) // len(steps) for _, n in runs]
+            return AddShared.apply(y, sizes, *[terms[frame][k] for frame, _ in runs])
 
         return self.decoder(g.flatten(0, 1), add_skip).unflatten(0, g.shape[:2])
 

@@ -35,7 +35,7 @@ def decode(decoder, g, skips):
     """The classic decoder: upsample, concatenate the skip, convolve."""
     d = decoder.upc1(g[:, :, None, None])
     for upc, skip in zip((decoder.upc2, decoder.upc3, decoder.upc4, decoder.upc5), reversed(skips)):
-        d = upc(torch.cat([decoder.up(d), skip], 1))
+        d = upc(torch.cat([F.interpolate(d, scale_factor=2, mode="nearest"), skip], 1))
     return d
 
 

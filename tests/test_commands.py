@@ -99,7 +99,9 @@ def test_longer_futures_than_trained(trained, tmp_path):
 
 def test_a_finished_run_is_not_overwritten(trained, tiny_data):
     before = (trained["fixed"] / "last.pt").read_bytes()
-    result = run("train_fixed_prior.py", "--data_root", tiny_data, "--n_future", 4, "--log_dir", trained["fixed"], *TINY)
+    result = run(
+        "train_fixed_prior.py", "--data_root", tiny_data, "--n_future", 4, "--log_dir", trained["fixed"], *TINY
+    )
     assert result.returncode == 2 and "--resume" in result.stderr and "Traceback" not in result.stderr
     assert (trained["fixed"] / "last.pt").read_bytes() == before
 
