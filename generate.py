@@ -92,6 +92,9 @@ def main():
         k = ranking[rank]
         visualize.save_gif(out / f"sample_{k}.gif", [pictures[k]], model.n_past, scale=3)
         visualize.save_grid(out / f"sample_{k}.png", list(pictures[k].items()), model.n_past)
+    if shown:
+        best_first = [pictures[ranking[rank]] for rank in shown]
+        visualize.save_gif(out / "samples.gif", best_first, model.n_past, [f"clip {ranking[rank]}" for rank in shown])
     names = ", ".join(f"sample_{ranking[rank]}" for rank in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"

@@ -67,7 +67,7 @@ def test_generate(trained, tiny_data, tmp_path, prior, n_samples):
         assert f"{sample['mean']:.{2 if metric == 'psnr' else 4}f} ±" in result.stdout
     pictures = sorted(p.name for p in out.iterdir() if p.name.startswith("sample_"))
     assert len(pictures) == 4 and (out / "psnr_per_step.png").exists()
-    assert Image.open(out / pictures[0]).n_frames == 6
+    assert Image.open(out / pictures[0]).n_frames == Image.open(out / "samples.gif").n_frames == 6
 
     # The copy-last baseline, from the files alone.
     scores = []

@@ -1,0 +1,268 @@
+"""Speed, measured against a reference in the same run: benchmark.py {train, predict}.
+
+Every figure is a median over interleaved repeats. Results go to OUT/NAME.md and OUT/NAME.json and to the screen.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.metrics import structural_similarity
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import reference  # noqa: E402
+
+import metrics  # noqa: E402
+import models.vgg64  # noqa: E402
+from models import SVG  # noqa: E402
+from utils import autocast, choose_device, choose_precision, run_command  # noqa: E402
+
+
+def matmul_rate(device, dtype, n=4096):
+    """The machine's matrix-product rate in TFLOP/s: the best of a few (n, n) products."""
+    n = n if device.type == "cuda" else n // 2
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    seconds = min(timed(lambda: a @ b, device)[0] for _ in range(10))
+    return 2 * n**3 / seconds / 1e12
+
+
+def timed(function, device):
+    """Seconds and result of one call, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began, result
+
+
+def interleaved(variants, device, repeats):
+    """Median seconds of each function of {name: function}, in turns, so that a drift of the machine meets all alike."""
+    seconds = {name: [] for name in variants}
+    for function in variants.values():
+        function()  # warm-up
+    for _ in range(repeats):
+        for name, function in variants.items():
+            seconds[name].append(timed(function, device)[0])
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+@contextlib.contextmanager
+def plain_upsampling(active):
+    """Upsample and convolve in two steps, as the classic decoder does, while active."""
+    fast = models.vgg64.upsample_conv
+    if active:
+        models.vgg64.upsample_conv = lambda x, w: F.conv2d(
+            F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1
+        )
+    try:
+        yield
+    finally:
+        models.vgg64.upsample_conv = fast
+
+
+# Each row adds one thing to the row above: (name, folded, fast upsampling, channels last, bf16, fused optimiser).
+STAGES = (
+    ("reference: one step at a time, float32", 0, 0, 0, 0, 0),
+    ("+ time folded, skips convolved once, posterior in one call", 1, 0, 0, 0, 0),
+    ("+ upsampling folded into the convolution", 1, 1, 0, 0, 0),
+    ("+ channels last", 1, 1, 1, 0, 0),
+    ("+ bf16", 1, 1, 1, 1, 0),
+    ("+ fused Adam", 1, 1, 1, 1, 1),
+)
+
+
+def make_step(stage, prior, batch, width, teacher_forcing, device, frames=12):
+    """A training step of a stage, a function without arguments, and the model."""
+    _, folded, fast_up, channels_last, bf16, fused = stage
+    torch.manual_seed(0)
+    model = SVG(7, prior=prior, width=width).to(device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=bool(fused))
+    x = torch.rand(batch, frames, 64, 64, 3, device=device).permute(0, 1, 4, 2, 3)
+    x = x if channels_last else x.contiguous()
+    cond = torch.randn(batch, frames, 7, device=device)
+    loss_of = model.loss if folded else lambda *args: reference.loss(model, *args)
+
+    def step():
+        with plain_upsampling(not fast_up), torch.autocast(device.type, torch.bfloat16, enabled=bool(bf16)):
+            losses = loss_of(x, cond, teacher_forcing)
+        (losses["mse"] + 1e-4 * losses["kld"]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def train(args):
+    """Time a training step against the step-by-step reference, one optimisation after another."""
+    device = choose_device(args.device)
+    torch.backends.cudnn.benchmark = True
+    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rows = []
+    for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
+        steps = {stage[0]: make_step(stage, prior, batch, args.width, teacher_forcing, device) for stage in STAGES}
+        seconds = interleaved(steps, device, args.repeats)
+        for stage in STAGES:
+            with FlopCounterMode(display=False) as counter:
+                steps[stage[0]]()
+            flops = counter.get_total_flops() / seconds[stage[0]] / 1e12
+            rate = rates[torch.bfloat16 if stage[4] else torch.float32]
+            rows.append({
+                "mode": "teacher-forced" if teacher_forcing else "free-running", "prior": prior, "batch": batch, "variant": stage[0],
+                "ms": 1000 * seconds[stage[0]], "frames/s": 12 * batch / seconds[stage[0]], "TFLOP/s": flops,
+                "% of matmul rate": 100 * flops / rate, "times faster": seconds[STAGES[0][0]] / seconds[stage[0]],
+                "peak GiB": peak_memory(device, make_step, stage, prior, batch, args.width, teacher_forcing, device),
+            })  # fmt: skip
+        del steps
+    note = f"width {args.width}, 12 frames; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
+    report(args, "train", note, rows)
+
+
+def reference_best_of_n(model, frames, cond, n_samples):
+    """The classic evaluation: a loop over samples, scikit-image's SSIM and NumPy's PSNR a frame."""
+    past, truth = frames[:, :2], frames[:, 2:].cpu().numpy()
+    for _ in range(n_samples):
+        eps = torch.randn(frames.shape[1] - 1, len(frames), model.z_dim, device=frames.device)
+        predicted = reference.predict(model, past, cond, frames.shape[1] - 2, eps).cpu().numpy()
+        for b, t in np.ndindex(truth.shape[:2]):
+            x, y = truth[b, t], predicted[b, t]
+            np.mean([10 * np.log10(1 / np.mean((x[c] - y[c]) ** 2)) for c in range(3)])
+            structural_similarity(
+                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0
+            )
+
+
+def make_evaluation(ours, n_samples, args, device):
+    """A best-of-n evaluation with its metrics, a function without arguments."""
+    torch.manual_seed(0)
+    model = SVG(7, width=args.width).to(device).eval()
+    frames = torch.rand(args.clips, 12, 64, 64, 3, device=device).permute(0, 1, 4, 2, 3)
+    cond = torch.randn(args.clips, 12, 7, device=device)
+    if not ours:
+        return lambda: reference_best_of_n(model, frames.contiguous(), cond, n_samples)
+    model = model.to(memory_format=torch.channels_last)
+
+    def evaluate():
+        with autocast(device, choose_precision("auto", device)):
+            metrics.evaluate(model, [(frames, cond)], n_samples)
+
+    return evaluate
+
+
+def predict(args):
+    """Time best-of-N evaluation against a loop over samples. The reference runs --reference_samples of them, scaled up."""
+    device = choose_device(args.device)
+    few = min(args.reference_samples, args.n_samples)
+    reference_run = make_evaluation(False, few, args, device)
+    ours = make_evaluation(True, args.n_samples, args, device)
+    seconds = interleaved({"reference": reference_run, "ours": ours}, device, args.repeats)
+    scaled = seconds["reference"] * args.n_samples / few
+    rows = [
+        {"variant": f"reference, {few} samples x {args.n_samples / few:g}", "seconds": scaled, "times faster": 1.0,
+         "peak GiB": peak_memory(device, make_evaluation, False, few, args, device)},
+        {"variant": f"this project, {args.n_samples} samples", "seconds": seconds["ours"], "times faster": scaled / seconds["ours"],
+         "peak GiB": peak_memory(device, make_evaluation, True, args.n_samples, args, device)},
+    ]  # fmt: skip
+    report(
+        args,
+        "predict",
+        f"best of {args.n_samples}, {args.clips} clips, 2 -> 10 frames, width {args.width}, with PSNR and SSIM",
+        rows,
+    )
+
+
+def peak_memory(device, make, *args):
+    """Peak memory in GiB of make(*args)(): of the device, or of a fresh process beyond what its imports take."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        make(*args)()
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory_of, (make, *args))
+
+
+def _memory_of(make, *args):
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
+    torch.randn(64, 64) @ torch.randn(64, 64)
+    before = peak()
+    make(*args)()
+    return peak() - before
+
+
+def report(args, name, note, rows):
+    """Print the rows as a Markdown table and write them beside as NAME.md and NAME.json."""
+    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name()
+    machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
+    show = lambda v: v if isinstance(v, str) else f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}"
+    lines = [
+        f"{machine}; {note}; medians of {args.repeats}",
+        "",
+        "| " + " | ".join(rows[0]) + " |",
+        "|---" * len(rows[0]) + "|",
+    ]
+    lines += ["| " + " | ".join(show(v) for v in row.values()) + " |" for row in rows]
+    print("\n".join(lines))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (args.out / f"{name}.json").write_text(
+        json.dumps({"machine": machine, "note": note, "rows": rows}, indent=1) + "\n"
+    )
+    print(f"\nwrote {args.out}/{name}.md and .json")
+
+
+def cpu_name():
+    """The processor's name and the instruction sets that matter here."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = next(
+        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    return " ".join([name, *(flag for flag in ("avx512_bf16", "amx_bf16") if flag in text)])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for function in (train, predict):
+        command = commands.add_parser(
+            function.__name__, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.set_defaults(function=function)
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+        command.add_argument("--width", type=int, default=64, help="channels at 64x64")
+        command.add_argument("--repeats", type=int, default=3, help="timed repeats of each variant")
+        command.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
+        if function is train:
+            batches = [16, 100] if torch.cuda.is_available() else [4, 16]
+            command.add_argument("--batch_size", type=int, nargs="+", default=batches, help="clips a step")
+            command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
+        else:
+            command.add_argument("--clips", type=int, default=16, help="clips")
+            command.add_argument("--n_samples", type=int, default=100, help="futures a clip")
+            command.add_argument(
+                "--reference_samples", type=int, default=4, help="futures a clip that the reference runs"
+            )
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    run_command(main)
