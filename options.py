@@ -125,7 +125,10 @@ def training_parser(description):
     teacher = parser.add_argument_group("teacher forcing")
     teacher.add_argument("--tfr", type=share, default=1.0, help="teacher-forcing ratio at the start")
     teacher.add_argument(
-        "--tfr_start_decay_epoch", "--tfr_sde", type=natural, default=0, help="epoch at which it begins to fall"
+        "--tfr_start_decay_epoch",
+        "--tfr_sde",
+        type=natural,
+        help="epoch at which it begins to fall (default: half of them)",
     )
     teacher.add_argument("--tfr_end_decay_epoch", type=natural, help="epoch at which it is down (default: the last)")
     teacher.add_argument(
@@ -138,7 +141,7 @@ def training_parser(description):
     teacher.add_argument("--tfr_lower_bound", type=share, default=0.0, help="where it stops falling")
 
     optimiser = parser.add_argument_group("optimiser")
-    optimiser.add_argument("--lr", type=positive, default=2e-3, help="learning rate")
+    optimiser.add_argument("--lr", type=positive, default=1e-3, help="learning rate")
     optimiser.add_argument("--beta1", type=share, default=0.9, help="momentum term")
     optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
     optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")

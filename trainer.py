@@ -87,14 +87,7 @@ def fit(make_model, train_set, val_set, args):
     with deferred_signals() as stop:
         while state["epoch"] < args.niter:
             epoch = state["epoch"]
-            tfr = schedules.teacher_forcing_ratio(
-                epoch,
-                args.tfr,
-                args.tfr_start_decay_epoch,
-                end_decay_epoch(args),
-                args.tfr_decay_step,
-                args.tfr_lower_bound,
-            )
+            tfr = teacher_forcing_ratio(args, epoch)
             sampler.start(epoch, state["step"])
             n_frames = args.batch_size * train_set.n_frames
             sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
@@ -172,9 +165,11 @@ def fit(make_model, train_set, val_set, args):
     return 0
 
 
-def end_decay_epoch(args):
-    """The epoch at which teacher forcing is down: as given, or the last."""
-    return args.niter - 1 if args.tfr_end_decay_epoch is None else args.tfr_end_decay_epoch
+def teacher_forcing_ratio(args, epoch):
+    """The teacher-forcing ratio of this epoch; by default it falls from half of the training to its last epoch."""
+    start = args.niter // 2 if args.tfr_start_decay_epoch is None else args.tfr_start_decay_epoch
+    end = args.niter - 1 if args.tfr_end_decay_epoch is None else args.tfr_end_decay_epoch
+    return schedules.teacher_forcing_ratio(epoch, args.tfr, start, end, args.tfr_decay_step, args.tfr_lower_bound)
 
 
 def kl_weight(args, epoch, step, n_steps):

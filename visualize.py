@@ -62,11 +62,10 @@ def save_gif(path, rows, n_past, row_labels=(), scale=2, seconds=0.2):
     for t in range(len(rows[0][labels[0]])):
         tiles = [[_tile(row[label][t], _colour(label, t, n_past), scale) for label in labels] for row in rows]
         pages.append(_sheet(tiles, row_labels, labels))
-    # One palette for all pages and no dithering: still things stay still.
-    strip = Image.new("RGB", (pages[0].width, pages[0].height * len(pages)))
-    for t, page in enumerate(pages):
-        strip.paste(page, (0, t * page.height))
-    palette = strip.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    # One palette for all pages and no dithering: still things stay still. Chosen for coverage, so that small things, such
+    # as the tips of a gripper, keep their colour.
+    strip = Image.fromarray(np.concatenate([np.asarray(page)[::2, ::2] for page in pages]))
+    palette = strip.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     pages = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     duration = [int(1000 * seconds)] * (len(pages) - 1) + [int(4000 * seconds)]  # rest on the last frame
     with writing(path) as temporary:

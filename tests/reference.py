@@ -79,8 +79,11 @@ def loss(model, frames, cond, teacher_forcing):
 
 
 @torch.no_grad()
-def predict(model, past, cond, n_future, eps):
-    """One future a clip, (B, n_future, 3, H, W), with noise eps (n_past + n_future - 1, B, z_dim)."""
+def predict(model, past, cond, n_future, eps, truth=None):
+    """One future a clip, (B, n_future, 3, H, W), with noise eps (n_past + n_future - 1, B, z_dim).
+
+    With the true frames (B, T, 3, H, W), z comes from the posterior at every step.
+    """
     n_past = model.n_past
     cond = standardise(model, cond)
     x, skips, frames = past[:, 0], {}, []
@@ -90,8 +93,9 @@ def predict(model, past, cond, n_future, eps):
         mu, logvar = torch.zeros_like(eps[0]), torch.zeros_like(eps[0])
         if model.prior is not None:
             mu, logvar, prior_state = gaussian(model.prior, h, prior_state)
-        if i < n_past:
-            mu, logvar, posterior_state = gaussian(model.posterior, model.encoder(past[:, i])[0], posterior_state)
+        if i < n_past or truth is not None:
+            target = past[:, i] if i < n_past else truth[:, i]
+            mu, logvar, posterior_state = gaussian(model.posterior, model.encoder(target)[0], posterior_state)
         z = mu + torch.exp(logvar / 2) * eps[i - 1]
         g, state = predict_frame(model, torch.cat([cond[:, i - 1], h, z], 1), state)
         if i < n_past:

@@ -25,7 +25,7 @@ def test_a_run_directory(trained, prior):
     for row in rows:
         assert all(np.isfinite(float(row[c])) for c in COLUMNS)
         assert float(row["loss"]) == pytest.approx(float(row["mse"]) + float(row["beta"]) * float(row["kld"]), rel=1e-4)
-    assert [float(row["tfr"]) for row in rows] == [1, 0] and [float(row["beta"]) for row in rows] == [0, 1e-4]
+    assert [float(row["tfr"]) for row in rows] == [1, 1] and 0 < float(rows[0]["beta"]) < float(rows[1]["beta"])
     assert json.load(open(folder / "args.json"))["args"]["width"] == 4
     assert {p.name for p in (folder / "gen").iterdir()} == {f"epoch_000{e}.{x}" for e in (1, 2) for x in ("gif", "png")}
     assert Image.open(folder / "gen/epoch_0002.gif").n_frames == 6
@@ -61,7 +61,7 @@ def test_generate(trained, tiny_data, tmp_path, prior, n_samples):
     assert len(found["per_clip"]) == 5 and len(found["per_step"]["sample"]["psnr"]["mean"]) == 4
     for metric in ("psnr", "ssim"):
         sample, best = found["sample"][metric], found["best_of_n"][metric]
-        assert best["mean"] >= sample["mean"] and sample["ci95"] > 0
+        assert best["mean"] >= sample["mean"] - 1e-5 and sample["ci95"] > 0
         assert sample["mean"] == pytest.approx(np.mean([clip["sample"][metric] for clip in found["per_clip"]]))
         assert sample["mean"] == pytest.approx(np.mean(found["per_step"]["sample"][metric]["mean"]))
         assert f"{sample['mean']:.{2 if metric == 'psnr' else 4}f} ±" in result.stdout

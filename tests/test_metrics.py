@@ -58,8 +58,8 @@ def test_interval_is_students_t():
 
 
 def test_summaries():
-    scores = {"psnr": torch.tensor([[[1.0, 5.0], [9.0, 1.0]], [[4.0, 4.0], [2.0, 2.0]]])}  # (S, B, T)
-    assert metrics.summarise("sample", scores)["psnr"].tolist() == [[2.5, 4.5], [5.5, 1.5]]
+    scores = {"psnr": torch.tensor([[[5.0, 1.0], [9.0, 1.0]], [[4.0, 4.0], [2.0, 2.0]]])}  # (S, B, T)
+    assert metrics.summarise("sample", scores)["psnr"].tolist() == [[4.5, 2.5], [5.5, 1.5]]
     assert metrics.summarise("best_of_n", scores)["psnr"].tolist() == [[4.0, 4.0], [9.0, 1.0]]
 
 
