@@ -1,0 +1,69 @@
+"""Shared by all tests: the repository on the path, a tiny data set, commands as subprocesses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # tiny networks: threads would only wait for one another
+
+TINY = "--width 4 --g_dim 8 --z_dim 4 --rnn_size 8 --batch_size 4 --num_workers 0 --precision fp32".split()
+
+
+def write_clips(folder, n_clips, n_frames=8, action_dim=4, seed=0):
+    """Clips in the BAIR folder layout: a light square that the action moves over a dark ground."""
+    rng = np.random.default_rng(seed)
+    for k in range(n_clips):
+        clip = folder / "traj_0_to_255" / str(k)
+        clip.mkdir(parents=True)
+        actions = rng.uniform(-4, 4, (n_frames, action_dim)).round(3)
+        position = np.cumsum(np.vstack([rng.uniform(20, 44, (1, 2)), actions[:-1, :2]]), 0)
+        for t, (x, y) in enumerate(np.clip(position, 4, 60).astype(int)):
+            frame = np.full((64, 64, 3), 40, np.uint8)
+            frame[y - 4 : y + 4, x - 4 : x + 4] = 200
+            Image.fromarray(frame).save(clip / f"{t}.png")
+        np.savetxt(clip / "actions.csv", actions, delimiter=",", fmt="%.3f")
+        np.savetxt(
+            clip / "endeffector_positions.csv", np.c_[position, np.zeros(n_frames)] / 64, delimiter=",", fmt="%.5f"
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A data set of 9 + 5 + 5 clips of 8 frames."""
+    root = tmp_path_factory.mktemp("data")
+    for seed, (split, n) in enumerate({"train": 9, "validate": 5, "test": 5}.items()):
+        write_clips(root / split, n, seed=seed)
+    return root
+
+
+def run(*command, **kwargs):
+    """Run a command of this repository as a user does."""
+    command = [sys.executable, *map(str, command)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_data, tmp_path_factory):
+    """The run directories of both training commands after two short epochs."""
+    runs = {}
+    for prior in ("fixed", "learned"):
+        runs[prior] = tmp_path_factory.mktemp("runs") / prior
+        flags = ["--data_root", tiny_data, "--n_future", 4, "--niter", 2, "--log_dir", runs[prior], *TINY]
+        result = run(f"train_{prior}_prior.py", *flags)
+        assert result.returncode == 0, result.stderr
+    return runs
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
