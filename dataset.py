@@ -4,6 +4,7 @@ A data set is ROOT/{train,validate,test}/GROUP/CLIP/ with the frames as 0.png, 1
 frames.webp (frames stacked top to bottom), and a row a frame in actions.csv and endeffector_positions.csv.
 """
 
+import io
 import signal
 import warnings
 from pathlib import Path
@@ -42,6 +43,7 @@ class ClipDataset(Dataset):
         if not self.clips:
             raise UserError(f"{folder}: no clips; expected {folder}/GROUP/CLIP/0.png or frames.webp")
         self.clips = self.clips[: n_clips or None]
+        self.cond_dim = None
         self.cond_dim = self[0][1].shape[1]
 
     def __len__(self):
@@ -65,13 +67,18 @@ class ClipDataset(Dataset):
             frames = frames[window]
         else:
             frames = np.stack([read_png(clip / f"{t}.png") for t in range(window.start, window.stop)])
-        return torch.from_numpy(frames), torch.from_numpy(self.read_cond(clip)[window])
+        return torch.from_numpy(frames), torch.from_numpy(self.read_cond(clip, length)[window])
 
-    def read_cond(self, clip):
-        """The condition of every frame of a clip, (rows, D) float32; D = 0 for `none`."""
-        columns = [read_csv(clip / name, self.n_frames) for name in COND_FILES[self.cond]]
-        rows = min((len(c) for c in columns), default=0)
-        return np.concatenate([c[:rows] for c in columns], 1) if columns else np.zeros((10**4, 0), np.float32)
+    def read_cond(self, clip, n_rows=1):
+        """The condition of every frame of a clip, (rows, D) float32, at least n_rows; D = 0 for `none`."""
+        columns = [read_csv(clip / name, n_rows) for name in COND_FILES[self.cond]]
+        rows = min((len(c) for c in columns), default=n_rows)
+        cond = np.concatenate([np.zeros((rows, 0), np.float32), *(c[:rows] for c in columns)], 1)
+        if self.cond_dim not in (None, cond.shape[1]):
+            raise UserError(
+                f"{clip}: {cond.shape[1]} numbers a frame in {' and '.join(COND_FILES[self.cond])}, {self.cond_dim} in {self.clips[0]}; mend or remove the clip"
+            )
+        return cond
 
     def cond_stats(self, most=1000):
         """Mean and standard deviation (D,) of the condition over at most `most` clips, evenly spread."""
@@ -86,39 +93,39 @@ def natural_key(path):
     return [int(word) for word in words], str(path)
 
 
-def read_png(path):
-    """A frame (64, 64, 3) uint8."""
+def read_image(path, fits, wanted):
+    """An image (H, W, 3) uint8 whose size passes fits(width, height), which is asked before any pixel is decoded."""
     try:
-        with Image.open(path) as image:
-            frame = np.asarray(image.convert("RGB"))
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            image.verify()  # checksums, which decoding a PNG ignores
+        with Image.open(io.BytesIO(data)) as image:
+            if fits(width, height):
+                return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing frame; restore the file or remove its clip") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # a damaged file makes Pillow raise nearly anything
         raise UserError(f"{path}: not a readable image; restore the file or remove its clip") from None
-    if frame.shape != (SIZE, SIZE, 3):
-        raise UserError(f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels; frames must be {SIZE}x{SIZE}")
-    return frame
+    raise UserError(f"{path}: {width}x{height} pixels; {wanted}")
+
+
+def read_png(path):
+    """A frame (64, 64, 3) uint8."""
+    return read_image(path, lambda w, h: w == h == SIZE, f"frames must be {SIZE}x{SIZE}")
 
 
 def read_strip(path):
     """All frames of a film strip, (T, 64, 64, 3) uint8."""
-    try:
-        with Image.open(path) as image:
-            strip = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UserError(f"{path}: not a readable image; restore the file or remove its clip") from None
-    if strip.shape[1] != SIZE or strip.shape[0] % SIZE:
-        raise UserError(
-            f"{path}: {strip.shape[1]}x{strip.shape[0]} pixels; a strip is {SIZE} wide and {SIZE} high a frame"
-        )
-    return strip.reshape(-1, SIZE, SIZE, 3)
+    wanted = f"a strip is {SIZE} wide and {SIZE} high a frame"
+    return read_image(path, lambda w, h: w == SIZE and h % SIZE == 0, wanted).reshape(-1, SIZE, SIZE, 3)
 
 
 def read_csv(path, n_rows):
     """A numeric CSV without header, (rows, columns) float32, of at least n_rows rows."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            rows = np.loadtxt(path, np.float32, delimiter=",", ndmin=2)
+            rows = np.loadtxt(path, np.float32, comments=None, delimiter=",", ndmin=2)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; restore it, or choose a --cond that does not need it") from None
     except (OSError, ValueError):
@@ -180,13 +187,14 @@ class _Careful(Dataset):
         try:
             return self.dataset[key]
         except UserError as error:
+            error.clip = self.dataset.name(key[0] if isinstance(key, tuple) else key)
             return error
 
 
 def collate(items):
-    """Items to frames (B, T, H, W, 3) uint8 and cond (B, T, D), or the first error among them."""
-    errors = [item for item in items if isinstance(item, UserError)]
-    return errors[0] if errors else torch.utils.data.default_collate(items)
+    """Items to (frames (B, T, H, W, 3) uint8, cond (B, T, D)), or None if there is no good one, and the errors among them."""
+    good = [item for item in items if not isinstance(item, UserError)]
+    return torch.utils.data.default_collate(good) if good else None, [e for e in items if isinstance(e, UserError)]
 
 
 def _ignore_signals(_):
@@ -209,10 +217,15 @@ def make_loader(dataset, num_workers, device, **kwargs):
     )
 
 
-def batches(loader, device):
-    """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D)."""
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
+def batches(loader, device, skip=None):
+    """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D).
+
+    A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left.
+    """
+    for batch, errors in loader:
+        if errors and (skip is None or batch is None):
+            raise errors[0]
+        for error in errors:
+            skip(error)
         frames, cond = (x.to(device, non_blocking=True) for x in batch)
         yield frames.permute(0, 1, 4, 2, 3).float().div_(255), cond

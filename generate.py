@@ -41,7 +41,7 @@ def load_model(path):
     try:
         model = build(checkpoint["model"])
         model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path}: its model cannot be rebuilt ({str(error).splitlines()[0]}); was it written by another version?"
         ) from None

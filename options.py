@@ -1,11 +1,13 @@
 """Command-line options that the commands share. Aliases are the names that other code bases use for the same thing."""
 
 import argparse
+import sys
 from datetime import datetime
 from pathlib import Path
 
 from utils import UserError, load_checkpoint
 
+SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame".split()
 KL_ANNEAL = {"monotonic": "monotonic", "cyclical": "cyclical", "none": "none", "nokl_annealing": "none"}
 
 
@@ -30,8 +32,16 @@ def number(kind, low, high=float("inf")):
     return parse
 
 
+def save_interval(text):
+    """[steps, minutes] between checkpoints, 0 for never: "200" are steps, "10m" minutes."""
+    try:
+        return [0, positive(text[:-1])] if text.endswith("m") else [natural(text), 0]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps (200) nor of minutes (10m)") from None
+
+
 count, natural = number(int, 1), number(int, 0)
-share, positive = number(float, 0, 1), number(float, 0)
+share, positive = number(float, 0, 1), number(float, 0, sys.float_info.max)
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -154,15 +164,21 @@ def training_parser(description):
         "--n_eval", type=count, help="frames of a validation clip, the given ones included (default: n_past + n_future)"
     )
     validation.add_argument(
-        "--save_every", type=natural, default=0, help="steps between checkpoints within an epoch; 0: each epoch only"
+        "--save_every",
+        type=save_interval,
+        default="10m",
+        metavar="N|Nm",
+        help="steps (200) or minutes (10m) between checkpoints within an epoch; 0: each epoch only",
+    )
+    validation.add_argument(
+        "--max_bad_clips", type=natural, default=0, help="unreadable clips to skip with a warning before stopping"
     )
     return parser
 
 
 def svg_options(args):
     """The arguments of models.SVG that the command line sets."""
-    names = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame"
-    return {name: getattr(args, name) for name in names.split()}
+    return {name: getattr(args, name) for name in SVG_OPTIONS}
 
 
 def parse_training(parser, argv=None):
@@ -173,10 +189,10 @@ def parse_training(parser, argv=None):
         given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent)))
         given = {name: value for name, value in vars(given).items() if value is not absent}
         run = load_checkpoint(Path(args.resume) / "last.pt")["args"]
-        for name in {"cond", "n_past", "log_dir"} & given.keys():
-            if given[name] != run[name]:
+        for name in ["cond", "log_dir", "optimizer", "beta1", "seed", *SVG_OPTIONS]:
+            if name in given and given[name] != run.get(name):
                 raise UserError(
-                    f"--{name} {given[name]}: the run {args.resume} has {run[name]}; leave the flag out, or start a new run"
+                    f"--{name} {given[name]}: the run {args.resume} has {run.get(name)}; leave the flag out, or start a new run"
                 )
         args = argparse.Namespace(**vars(args) | run | given)
     elif not args.log_dir:

@@ -13,7 +13,8 @@ def main():
 
     def make_model():
         model = SVG(train_set.cond_dim, prior="fixed", **options.svg_options(args))
-        model.set_cond_stats(*train_set.cond_stats())
+        if not args.resume:  # a checkpoint has them
+            model.set_cond_stats(*train_set.cond_stats())
         return model
 
     return trainer.fit(make_model, train_set, val_set, args)

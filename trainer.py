@@ -36,7 +36,7 @@ COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frame
 def fit(make_model, train_set, val_set, args):
     """Train make_model() by args (see options.py) into args.log_dir; returns the exit status."""
     run = Path(args.resume or args.log_dir)
-    checkpoint = load_checkpoint(run / "last.pt") if args.resume else None
+    checkpoint = load_checkpoint(run / "last.pt", "optimizer", "rng", "state") if args.resume else None
     if not args.resume and (run / "last.pt").exists():
         raise UserError(
             f"--log_dir {run}: holds a training already; go on with --resume {run} or choose another folder"
@@ -51,13 +51,23 @@ def fit(make_model, train_set, val_set, args):
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, args, device)
     state = {"epoch": 0, "step": 0, "sums": [0.0] * 4, "seconds": 0.0, "best_psnr": -1.0, "history": []}
+    state |= {"bad_clips": [], "commands": []}
     if checkpoint:
-        model.load_state_dict(checkpoint["state_dict"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            state |= checkpoint["state"]
+            set_rng_state(checkpoint["rng"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"{run}/last.pt: cannot be resumed ({str(error).splitlines()[0]}); was it written by another version?"
+            ) from None
         for group in optimizer.param_groups:
             group["lr"] = args.lr
-        state = checkpoint["state"]
-        set_rng_state(checkpoint["rng"])
+        for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+    state["commands"].append(sys.argv)
+    sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
 
     sampler = ClipSampler(len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start)
     train_loader = make_loader(train_set, args.num_workers, device, batch_sampler=sampler)
@@ -69,7 +79,7 @@ def fit(make_model, train_set, val_set, args):
     write_json(
         run / "args.json",
         {
-            "command": sys.argv,
+            "commands": state["commands"],
             "args": plain(args),
             "model": model.config,
             "parameters": n_params,
@@ -79,10 +89,36 @@ def fit(make_model, train_set, val_set, args):
     )
 
     def save(name="last.pt"):
-        content = {"model": model.config, "args": plain(args), "state": state, "state_dict": model.state_dict()}
+        nonlocal saved
+        content = {"model": model.config, "args": plain(args), "state_dict": model.state_dict()}
+        content["state"] = state | {"sums": sums.tolist()}
+        if not all(value.isfinite().all() for value in content["state_dict"].values()):
+            raise UserError(
+                f"epoch {state['epoch'] + 1}, step {state['step']}: weights or BatchNorm statistics are not finite, and {run}/{name}"
+                " was left as it is; lower --lr"
+            )
         if name == "last.pt":
             content |= {"optimizer": optimizer.state_dict(), "rng": get_rng_state()}
+            saved = time.monotonic()
         save_checkpoint(run / name, content)
+
+    def skip(error):
+        if error.clip not in state["bad_clips"]:
+            if len(state["bad_clips"]) >= args.max_bad_clips:
+                raise error
+            state["bad_clips"].append(error.clip)
+            n = f"{len(state['bad_clips'])} of --max_bad_clips {args.max_bad_clips}"
+            tqdm.write(f"warning: {error}; skipped clip {error.clip} ({n})", file=sys.stderr)
+
+    def load(loader):
+        try:
+            yield from batches(loader, device, skip)
+        except UserError:
+            save()
+            raise
+
+    saved = time.monotonic()
+    save_steps, save_minutes = args.save_every
 
     with deferred_signals() as stop:
         while state["epoch"] < args.niter:
@@ -90,10 +126,9 @@ def fit(make_model, train_set, val_set, args):
             tfr = teacher_forcing_ratio(args, epoch)
             sampler.start(epoch, state["step"])
             n_frames = args.batch_size * train_set.n_frames
-            sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
             began, shown = time.perf_counter() - state["seconds"], 0.0
             bar = tqdm(
-                batches(train_loader, device),
+                load(train_loader),
                 f"epoch {epoch + 1}/{args.niter}",
                 sampler.n_batches,
                 initial=state["step"],
@@ -128,10 +163,8 @@ def fit(make_model, train_set, val_set, args):
                         f"loss={mean[0]:.4f} mse={mean[1]:.4f} kld={mean[2]:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
                         refresh=False,
                     )
-                if stop or (
-                    args.save_every and state["step"] % args.save_every == 0 and state["step"] < sampler.n_batches
-                ):
-                    state["sums"] = sums.tolist()
+                due = save_steps and state["step"] % save_steps == 0 and state["step"] < sampler.n_batches
+                if stop or due or (save_minutes and time.monotonic() - saved > 60 * save_minutes):
                     save()
                 if stop:
                     bar.close()
@@ -144,11 +177,13 @@ def fit(make_model, train_set, val_set, args):
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
                 with autocast(device, precision):
-                    scores, pictures = metrics.evaluate(model, batches(val_loader, device), seed=args.seed)
+                    scores, pictures = metrics.evaluate(model, load(val_loader), seed=args.seed)
                 row["psnr"], row["ssim"] = (scores["sample"][metric].mean().item() for metric in ("psnr", "ssim"))
                 row["copy_last_psnr"] = scores["copy_last"]["psnr"].mean().item()
                 show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", val_set, pictures, model.n_past)
-            state.update(epoch=epoch + 1, step=0, sums=[0.0] * 4, seconds=0.0, history=state["history"] + [row])
+            # In this order: whatever a kill cuts off here, resuming from the old last.pt writes again.
+            state.update(epoch=epoch + 1, step=0, seconds=0.0, history=state["history"] + [row])
+            sums.zero_()
             write_log(run / "log.csv", state["history"])
             visualize.plot_curves(
                 run / "curves.png", state["history"], args.beta, f"{run.name}: {val_set.root.name}, --cond {args.cond}"
@@ -232,7 +267,8 @@ def deferred_signals():
         if received:
             os._exit(128 + number)
         received.append(signal.Signals(number))
-        print(f"\n{received[0].name}: saving after this step; once more to end at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"\n{received[0].name}: saving after this step; once more to end at once\n".encode())
 
     old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
@@ -274,7 +310,8 @@ def plain(args):
 
 def git_commit():
     """The commit of the code, or None outside a checkout."""
-    result = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    return result.stdout.strip() or None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git
+        return None

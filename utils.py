@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -21,9 +22,14 @@ class UserError(Exception):
 def run_command(main):
     """Run a command's main(); a UserError becomes one line on stderr and exit status 2."""
     try:
-        sys.exit(main())
-    except UserError as error:
+        status = main()
         sys.stdout.flush()
+        sys.exit(status)
+    except (UserError, OSError) as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a log on a full disk, a closed pipe: Python would try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -110,24 +116,39 @@ def save_checkpoint(path, checkpoint):
         os.fsync(file.fileno())
 
 
-def load_checkpoint(path):
-    """Read a checkpoint of this project: tensors and plain values only, so that loading cannot run code."""
+def load_checkpoint(path, *parts):
+    """Read a checkpoint of this project: tensors and plain values only, so that loading cannot run code.
+
+    It is a dict of dicts: model, state_dict, args, and the `parts` asked for.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a last.pt or best.pt")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
+    pickled = UserError(
+        f"{path}: holds pickled objects, which could run code, and is not loaded; if you trust its author, load it where"
+        " nothing can be harmed, with the code that wrote it, and torch.save each module's state_dict()"
+    )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                head = file.read(2)
+            if head[:1] == b"\x80" and head[1:] <= b"\x05":  # how a pickle begins; torch before 1.6 wrote these
+                raise pickled
+            raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load ignores the checksums
+                raise ValueError
+        with warnings.catch_warnings(action="ignore"):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise UserError(
-                f"{path}: holds pickled objects, which could run code, and is not loaded; in the code that wrote it,"
-                " save each module's state_dict() instead"
-            ) from None
+            raise pickled from None
         raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
-    if not isinstance(checkpoint, dict) or not {"model", "state_dict", "args"} <= checkpoint.keys():
+    wanted = ("model", "state_dict", "args", *parts)
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in wanted):
         raise UserError(
-            f"{path}: not a checkpoint of this project; give a last.pt or best.pt that a train command wrote"
+            f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give {'a last.pt' if parts else 'a last.pt or best.pt'} that a train command wrote"
         )
     return checkpoint
