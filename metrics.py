@@ -62,57 +62,53 @@ def copy_last(past, n_future):
     return past[None, :, -1:].expand(-1, -1, n_future, -1, -1, -1)
 
 
-def evaluate(model, loaded, n_samples=1, seed=0, progress=None, most_pictured=2):
+def evaluate(model, loaded, n_samples=1, seed=0, progress=None):
     """Score a model on the clips that the iterator `loaded` gives as (frames (B, T, 3, H, W), cond (B, T, D)).
 
     Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
-    pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}. All samples of a batch of clips run
-    together as far as memory allows. Clip k's noise depends on seed and k alone. progress(n) is told of n more futures.
+    pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}. Clip k's noise depends on seed and
+    k alone. progress(n) is told of n more futures.
     """
-    scores = {row: {"psnr": [], "ssim": []} for row in ("sample", "posterior", "copy_last")}
-    pictures = []
+    scores, pictures = [], []
     for frames, cond in loaded:
-        clips = range(len(pictures), len(pictures) + len(frames))
-        generators = lambda: [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in clips]
-        past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
-        n_future = truth.shape[1]
-
-        def record(row, predicted):
-            found = {metric: s.cpu() for metric, s in score(predicted, truth).items()}
-            for metric, s in found.items():
-                scores[row][metric][-1].append(s)
-            return found
-
-        for row in scores.values():
-            for parts in row.values():
-                parts.append([])
-        record("copy_last", copy_last(past, n_future))
-        posterior = model.reconstruct(frames, cond, generators())
-        record("posterior", posterior)
-
-        chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 256) // len(frames))
-        running, shown, best, best_psnr = generators(), [], None, None
-        for first in range(0, n_samples, chunk):
-            predicted = model.predict(past, cond, n_future, min(chunk, n_samples - first), running)
-            clip_psnr = record("sample", predicted)["psnr"].mean(2)
-            shown += list(predicted[: max(0, most_pictured - len(shown))])
-            value, winner = (x.to(frames.device) for x in clip_psnr.max(0))
-            candidate = predicted[winner, torch.arange(len(frames), device=frames.device)]
-            if best is None:
-                best, best_psnr = candidate, value
-            else:
-                better = value > best_psnr
-                best = torch.where(better[:, None, None, None, None], candidate, best)
-                best_psnr = torch.maximum(value, best_psnr)
-            if progress:
-                progress(predicted.shape[0] * predicted.shape[1])
-        videos = {"truth": truth, "posterior": posterior[0], **({"best": best} if n_samples > 1 else {})}
-        videos |= {f"sample {j + 1}": sample for j, sample in enumerate(shown)}
-        videos = {label: to_uint8(torch.cat([past, video], 1)) for label, video in videos.items()}
-        pictures += [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
-    join = lambda parts: torch.cat([torch.cat(batch) for batch in parts], 1)
-    scores = {row: {metric: join(parts) for metric, parts in of.items()} for row, of in scores.items()}
+        seeds = [seed * 1_000_003 + len(pictures) + b for b in range(len(frames))]
+        found, shown = evaluate_batch(model, frames, cond, n_samples, seeds, progress or (lambda n: None))
+        scores.append(found)
+        pictures += shown
+    join = lambda row, metric: torch.cat([found[row][metric].cpu() for found in scores], 1)
+    scores = {row: {metric: join(row, metric) for metric in ("psnr", "ssim")} for row in scores[0]}
     return scores | {"best_of_n": scores["sample"]}, pictures
+
+
+def evaluate_batch(model, frames, cond, n_samples, seeds, progress, most_shown=2):
+    """One batch of `evaluate`: all samples of its clips run together as far as memory allows."""
+    generators = lambda: [torch.Generator().manual_seed(s) for s in seeds]
+    past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
+    n_future, clips = truth.shape[1], torch.arange(len(frames), device=frames.device)
+    posterior = model.reconstruct(frames, cond, generators())
+
+    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 256) // len(frames))
+    running, scores, samples = generators(), [], []
+    best, best_psnr = posterior[:0], posterior.new_zeros(0, len(frames))
+    for first in range(0, n_samples, chunk):
+        predicted = model.predict(past, cond, n_future, min(chunk, n_samples - first), running)
+        scores.append(score(predicted, truth))
+        samples += predicted[: max(0, most_shown - len(samples))]
+        rivals = torch.cat([best, predicted])
+        merits = torch.cat([best_psnr, scores[-1]["psnr"].mean(2)])
+        winner = merits.argmax(0)
+        best, best_psnr = rivals[winner, clips][None], merits[winner, clips][None]
+        progress(predicted.shape[0] * predicted.shape[1])
+
+    videos = {"truth": truth, "posterior": posterior[0], "best": best[0]}
+    videos |= {f"sample {j + 1}": sample for j, sample in enumerate(samples)}
+    if n_samples == 1:
+        del videos["best"]
+    videos = {label: to_uint8(torch.cat([past, video], 1)) for label, video in videos.items()}
+    pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
+    sample = {metric: torch.cat([s[metric] for s in scores]) for metric in ("psnr", "ssim")}
+    rows = {"posterior": score(posterior, truth), "copy_last": score(copy_last(past, n_future), truth)}
+    return {"sample": sample, **rows}, pictures
 
 
 def to_uint8(frames):
