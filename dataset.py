@@ -187,7 +187,8 @@ class _Careful(Dataset):
         try:
             return self.dataset[key]
         except UserError as error:
-            error.clip = self.dataset.name(key[0] if isinstance(key, tuple) else key)
+            name = self.dataset.name(key[0] if isinstance(key, tuple) else key)
+            error.clip = f"{self.dataset.split}/{name}"
             return error
 
 

@@ -21,7 +21,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
-RUN = "--niter 3 --epoch_size 6 --save_every 1"
+NITER = 4
+RUN = f"--niter {NITER} --epoch_size 6 --save_every 1"
 
 
 def start(command, *flags):
@@ -83,8 +84,8 @@ def main():
                 go_on = ["--resume", run] if at > (0, 0) else [*flags, "--log_dir", run]
                 process = start(command, *go_on)
                 try:
-                    # Without a kill left to do, or with luck, it runs to its end.
-                    wait = rng.uniform(0, 0.2 * longest) if kills < args.kills else None
+                    # With no kill left to do, or no work left to lose, it runs to its end.
+                    wait = rng.uniform(0, 0.2 * longest) if kills < args.kills and at < (NITER, 0) else None
                     _, error = process.communicate(timeout=wait)
                     assert process.returncode == 0, error.decode()
                     break
