@@ -6,14 +6,17 @@ packed form of the same clips, which scripts/convert_bair.py and scripts/pack_da
 """
 
 import json
+import os
 import signal
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from utils import UserError, choose_device
 
@@ -144,8 +147,7 @@ class PackedDataset(Dataset):
         try:
             with open(self.path, "rb", buffering=0) as file:
                 for row, window in zip(rows.tolist(), out.numpy()):
-                    file.seek(self.header + row * FRAME_BYTES)
-                    if file.readinto(window) != window.nbytes:
+                    if os.preadv(file.fileno(), [window], self.header + row * FRAME_BYTES) != window.nbytes:
                         raise UserError(f"{self.path}: ends early; it changed while it was read")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}); copy or pack it again") from None
@@ -346,20 +348,9 @@ class _Careful(Dataset):
         except UserError as error:
             return error
 
-    def __getitems__(self, keys):
-        """What a DataLoader asks for: a packed data set's whole batch, or the items of a batch."""
-        if not isinstance(self.dataset, PackedDataset):
-            return [self[key] for key in keys]
-        try:
-            return self.dataset.batch(keys)
-        except UserError as error:
-            return [error]
-
 
 def collate(items):
     """Items to frames (B, T, H, W, 3) uint8 and cond (B, T, D), or the first error among them."""
-    if isinstance(items, tuple):
-        return items
     errors = [item for item in items if isinstance(item, UserError)]
     return errors[0] if errors else torch.utils.data.default_collate(items)
 
@@ -370,15 +361,48 @@ def ignore_signals(_):
         signal.signal(number, signal.SIG_IGN)
 
 
+class PackedLoader:
+    """Batches of a PackedDataset, read ahead by num_workers threads.
+
+    Not by processes: reading lets other threads run, and what a process has read must be copied to this one, which takes
+    ten times as long as reading it.
+    """
+
+    def __init__(self, dataset, num_workers, pin_memory, batch_sampler=None, batch_size=None):
+        self.dataset, self.num_workers, self.pin_memory = dataset, num_workers, pin_memory
+        self.batch_sampler = batch_sampler or BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def fetch(self, keys):
+        batch = self.dataset.batch(keys)
+        return [x.pin_memory() for x in batch] if self.pin_memory else batch
+
+    def __iter__(self):
+        if not self.num_workers:
+            yield from map(self.fetch, self.batch_sampler)
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead = deque()
+            for keys in self.batch_sampler:
+                ahead.append(pool.submit(self.fetch, keys))
+                if len(ahead) > 2 * self.num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+
 def make_loader(dataset, num_workers, device, **kwargs):
-    """A DataLoader over a ClipDataset or PackedDataset; kwargs are batch_sampler or batch_size."""
-    in_memory = getattr(dataset, "device", None) is not None
-    num_workers = 0 if in_memory else num_workers
+    """A DataLoader over a ClipDataset, or its like over a PackedDataset; kwargs are batch_sampler or batch_size."""
+    if isinstance(dataset, PackedDataset):
+        on_disk = dataset.device is None
+        return PackedLoader(dataset, num_workers * on_disk, on_disk and device.type == "cuda", **kwargs)
     return DataLoader(
         _Careful(dataset),
         num_workers=num_workers,
         collate_fn=collate,
-        pin_memory=device.type == "cuda" and not in_memory,
+        pin_memory=device.type == "cuda",
         worker_init_fn=ignore_signals,
         persistent_workers=num_workers > 0,
         **kwargs,
