@@ -1,20 +1,25 @@
 """Clips on disk to batches.
 
 A data set is ROOT/{train,validate,test}/GROUP/CLIP/ with the frames as 0.png, 1.png, ... or as one film strip
-frames.webp (frames stacked top to bottom), and a row a frame in actions.csv and endeffector_positions.csv.
+frames.webp (frames stacked top to bottom), and a row a frame in actions.csv and endeffector_positions.csv; or the
+packed form of the same clips, which scripts/convert_bair.py and scripts/pack_dataset.py write (see PackedDataset).
 """
 
 import io
+import json
+import os
 import signal
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from utils import UserError
+from utils import UserError, choose_device
 
 SIZE = 64
 COND_FILES = {
@@ -23,6 +28,8 @@ COND_FILES = {
     "position": ("endeffector_positions.csv",),
     "none": (),
 }
+FRAME_BYTES = SIZE * SIZE * 3
+PACKED_VERSION = 1
 
 
 class ClipDataset(Dataset):
@@ -87,6 +94,93 @@ class ClipDataset(Dataset):
         return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
 
 
+class PackedDataset(Dataset):
+    """The same of a split in the packed form; a batch is one read, or one index operation if `device` keeps the frames.
+
+    ROOT/SPLIT/frames.npy (F, 64, 64, 3) uint8 holds the frames of all clips one after the other, actions.npy and
+    endeffector_positions.npy (F, D) float32 their conditions, clips.csv a clip's name and number of frames a line, and
+    index.json the format version and each file's shape, bytes and SHA-256.
+    """
+
+    def __init__(self, root, split, n_frames, cond="action+position", n_clips=0, device=None):
+        self.root, self.split, self.n_frames, self.device = Path(root), split, n_frames, device
+        folder = self.root / split
+        files = read_index(folder)["files"]
+        for name, file in files.items():
+            check_size(folder / name, file["bytes"])
+        self.clips, self.lengths = read_clips(folder / "clips.csv", files["frames.npy"]["shape"][0])
+        self.firsts = np.cumsum(self.lengths) - self.lengths
+        self.clips = self.clips[: n_clips or None]
+        for i in np.flatnonzero(self.lengths[: len(self.clips)] < n_frames)[:1]:
+            raise UserError(
+                f"{folder}: clip {self.clips[i]} has {self.lengths[i]} frames, {n_frames} wanted; lower --n_past + --n_future"
+            )
+        n_rows = int(self.lengths.sum())
+        columns = [read_array((folder / name).with_suffix(".npy"), files) for name in COND_FILES[cond]]
+        self.cond = torch.from_numpy(np.concatenate([np.zeros((n_rows, 0), np.float32), *columns], 1))
+        self.cond_dim = self.cond.shape[1]
+        self.path = folder / "frames.npy"
+        self.header = files["frames.npy"]["bytes"] - n_rows * FRAME_BYTES
+        if device is not None:
+            self.cond, self.frames = self.cond.to(device), self.load(n_rows)
+
+    def __len__(self):
+        return len(self.clips)
+
+    def name(self, i):
+        """GROUP/CLIP, as in the folder layout."""
+        return self.clips[i]
+
+    def __getitem__(self, key):
+        frames, cond = self.batch([key])
+        return frames[0], cond[0]
+
+    def batch(self, keys):
+        """The items of a list of keys: frames (B, T, H, W, 3) uint8 and cond (B, T, D) float32."""
+        clips, shares = np.array([key if isinstance(key, tuple) else (key, 0.0) for key in keys]).T
+        clips = clips.astype(np.int64)
+        first = self.firsts[clips] + (shares * (self.lengths[clips] - self.n_frames + 1)).astype(np.int64)
+        rows = torch.from_numpy(first[:, None] + np.arange(self.n_frames)).to(self.cond.device)
+        shape = (*rows.shape, SIZE, SIZE, 3)
+        if self.device is None:
+            frames = torch.empty(shape, dtype=torch.uint8)
+            self.read(first, frames)
+        else:
+            frames = self.frames.index_select(0, rows.flatten()).view(shape)
+        return frames, self.cond[rows]
+
+    def read(self, rows, out):
+        """Fill out[b] with the frames from row rows[b] on. Read, not mapped: mapped pages would count as this process's memory."""
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                for row, window in zip(rows.tolist(), out.numpy()):
+                    if os.preadv(file.fileno(), [window], self.header + row * FRAME_BYTES) != window.nbytes:
+                        raise UserError(f"{self.path}: ends early; it changed while it was read")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); copy or pack it again") from None
+
+    def load(self, n_rows, step=1024):
+        """All frames (F, H, W, 3) uint8 on the device, read a few at a time."""
+        try:
+            frames = torch.empty((n_rows, SIZE, SIZE, 3), dtype=torch.uint8, device=self.device)
+        except RuntimeError:
+            raise UserError(
+                f"--data_device {self.device}: {self.path} does not fit in its memory; leave the flag out"
+            ) from None
+        for row in range(0, n_rows, step):
+            part = torch.empty((1, min(step, n_rows - row), SIZE, SIZE, 3), dtype=torch.uint8)
+            self.read(np.array([row]), part)
+            frames[row : row + step] = part[0]
+        return frames
+
+    def cond_stats(self, most=1000):
+        """Mean and standard deviation (D,) of the condition over at most `most` clips, evenly spread."""
+        some = range(0, len(self), max(1, len(self) // most))
+        rows = np.concatenate([np.arange(self.firsts[i], self.firsts[i] + self.lengths[i]) for i in some])
+        rows = self.cond.cpu().numpy()[rows]
+        return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
+
+
 def natural_key(path):
     """Sort 2 before 10: numbers in the names of the group and the clip compare as numbers."""
     words = "".join(c if c.isdigit() else " " for c in "/".join(path.parts[-2:])).split()
@@ -139,10 +233,82 @@ def read_csv(path, n_rows):
     return rows
 
 
+def read_index(folder):
+    """The content of a packed split's index.json."""
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_text())
+        version, shape = index["version"], index["files"]["frames.npy"]["shape"]
+        complete = "clips.csv" in index["files"] and all(
+            {"bytes", "sha256"} <= f.keys() for f in index["files"].values()
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; copy or pack the data set again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: not the index of a packed data set; copy or pack it again") from None
+    if version != PACKED_VERSION:
+        raise UserError(f"{path}: format version {version}, and {PACKED_VERSION} is read here; pack the data set again")
+    if not complete or shape[1:] != [SIZE, SIZE, 3]:
+        raise UserError(f"{path}: names no clips.csv, or frames that are not {SIZE}x{SIZE}; pack the data set again")
+    return index
+
+
+def check_size(path, n_bytes):
+    """Refuse a file of a packed split that is not as long as its index says."""
+    try:
+        found = path.stat().st_size
+    except OSError:
+        raise UserError(f"{path}: missing; copy or pack the data set again") from None
+    if found != n_bytes:
+        raise UserError(f"{path}: {found} bytes, {n_bytes} in index.json; copy or pack the data set again")
+
+
+def read_clips(path, n_frames):
+    """The clips' names, and their numbers of frames (N,), which add up to n_frames."""
+    try:
+        names, lengths = zip(*(line.rsplit(",", 1) for line in path.read_text().splitlines()))
+        lengths = np.array(lengths, np.int64)
+    except (OSError, ValueError):
+        raise UserError(f"{path}: not a list of NAME,FRAMES; copy or pack the data set again") from None
+    if lengths.sum() != n_frames or lengths.min() < 1:
+        raise UserError(f"{path}: {lengths.sum()} frames, {n_frames} in index.json; copy or pack the data set again")
+    return list(names), lengths
+
+
+def read_array(path, files):
+    """The condition rows (F, D) float32 of a packed split."""
+    if path.name not in files:
+        raise UserError(f"{path}: not in this data set; choose a --cond that does not need it")
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        rows = np.zeros(0)
+    if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != files["frames.npy"]["shape"][0]:
+        raise UserError(f"{path}: not a float32 row a frame; copy or pack the data set again")
+    return rows
+
+
+def is_packed(folder):
+    """Whether a split is in the packed form (index.json may be what is missing)."""
+    return any((Path(folder) / name).exists() for name in ("index.json", "frames.npy"))
+
+
+def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None):
+    """One split of a data set, in folders or packed."""
+    if is_packed(Path(root) / split):
+        device = None if data_device is None else choose_device(data_device, "--data_device")
+        return PackedDataset(root, split, n_frames, cond, n_clips, device)
+    dataset = ClipDataset(root, split, n_frames, cond, n_clips)
+    if data_device is not None:
+        raise UserError(f"--data_device {data_device}: {root} is not packed; scripts/pack_dataset.py packs it")
+    return dataset
+
+
 def open_splits(args):
     """The training set and the validation set of a training command."""
-    train = ClipDataset(args.data_root, "train", args.n_past + args.n_future, args.cond)
-    validate = ClipDataset(args.data_root, "validate", args.n_eval or args.n_past + args.n_future, args.cond)
+    n_frames = args.n_past + args.n_future
+    train = open_split(args.data_root, "train", n_frames, args.cond, data_device=args.data_device)
+    validate = open_split(args.data_root, "validate", args.n_eval or n_frames, args.cond, data_device=args.data_device)
     return train, validate
 
 
@@ -198,20 +364,56 @@ def collate(items):
     return torch.utils.data.default_collate(good) if good else None, [e for e in items if isinstance(e, UserError)]
 
 
-def _ignore_signals(_):
+def ignore_signals(_):
     """Ctrl-C and Slurm signal every process of a job; the main one decides when its workers end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
+class PackedLoader:
+    """Batches of a PackedDataset, read ahead by num_workers threads.
+
+    Not by processes: reading lets other threads run, and what a process has read must be copied to this one, which takes
+    ten times as long as reading it.
+    """
+
+    def __init__(self, dataset, num_workers, pin_memory, batch_sampler=None, batch_size=None):
+        self.dataset, self.num_workers, self.pin_memory = dataset, num_workers, pin_memory
+        self.batch_sampler = batch_sampler or BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def fetch(self, keys):
+        """As `collate`: the batch, and no errors (one raises, and reaches the caller in its own words)."""
+        batch = self.dataset.batch(keys)
+        return [x.pin_memory() for x in batch] if self.pin_memory else batch, []
+
+    def __iter__(self):
+        if not self.num_workers:
+            yield from map(self.fetch, self.batch_sampler)
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead = deque()
+            for keys in self.batch_sampler:
+                ahead.append(pool.submit(self.fetch, keys))
+                if len(ahead) > 2 * self.num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+
 def make_loader(dataset, num_workers, device, **kwargs):
-    """A DataLoader over a ClipDataset; kwargs are batch_sampler or batch_size."""
+    """A DataLoader over a ClipDataset, or its like over a PackedDataset; kwargs are batch_sampler or batch_size."""
+    if isinstance(dataset, PackedDataset):
+        on_disk = dataset.device is None
+        return PackedLoader(dataset, num_workers * on_disk, on_disk and device.type == "cuda", **kwargs)
     return DataLoader(
         _Careful(dataset),
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # else every iterator would draw from the stream that the model's noise comes from
         persistent_workers=num_workers > 0,
         **kwargs,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import metrics
 import options
 import visualize
-from dataset import ClipDataset, batches, make_loader
+from dataset import batches, make_loader, open_split
 from models import build
 from utils import UserError, autocast, choose_device, choose_precision, load_checkpoint, run_command, write_json
 
@@ -54,7 +54,7 @@ def main():
     precision = choose_precision(args.precision, device)
     model, trained = load_model(args.model_path)
     root, cond, n_future = args.data_root or trained["data_root"], trained["cond"], args.n_future or trained["n_future"]
-    data = ClipDataset(root, args.split, model.n_past + n_future, cond, n_clips=args.n_clips)
+    data = open_split(root, args.split, model.n_past + n_future, cond, n_clips=args.n_clips)
     if data.cond_dim != model.config["cond_dim"]:
         raise UserError(
             f"--data_root {root}: --cond {cond} has {data.cond_dim} numbers a frame there, and the model was trained with {model.config['cond_dim']}"

@@ -87,6 +87,7 @@ def training_parser(description):
         default=True,
         help="train on windows anywhere in a clip",
     )
+    data.add_argument("--data_device", help="keep a packed data set on this device: cuda, cpu, ...; default: on disk")
 
     run = parser.add_argument_group("run")
     run.add_argument("--log_dir", "--save_root", help="run directory (default: runs/COMMAND-DATE-TIME)")

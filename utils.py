@@ -48,7 +48,7 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def choose_device(name):
+def choose_device(name, flag="--device"):
     """A torch.device from --device: `auto` is CUDA where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,7 +56,7 @@ def choose_device(name):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError):
-        raise UserError(f"--device {name}: no such device here; use --device auto or --device cpu") from None
+        raise UserError(f"{flag} {name}: no such device here; use {flag} auto or {flag} cpu") from None
     return device
 
 

@@ -1,23 +1,29 @@
-"""Speed, measured against a reference in the same run: benchmark.py {train, predict}.
+"""Speed, measured against a reference in the same run: benchmark.py {train, predict, data}.
 
-Every figure is a median over interleaved repeats. Results go to OUT/NAME.md and OUT/NAME.json and to the screen.
+Variants run in turns. Results go to OUT/NAME.md and OUT/NAME.json and to the screen.
 """
 
 import argparse
 import contextlib
+import csv
 import itertools
 import json
 import multiprocessing
 import platform
+import resource
 import statistics
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from skimage.metrics import structural_similarity
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -25,9 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import reference  # noqa: E402
+from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 
 import metrics  # noqa: E402
 import models.vgg64  # noqa: E402
+from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG  # noqa: E402
 from utils import autocast, choose_device, choose_precision, run_command  # noqa: E402
 
@@ -131,7 +139,7 @@ def train(args):
                 "peak GiB": peak_memory(device, make_step, stage, prior, batch, args.width, teacher_forcing, device),
             })  # fmt: skip
         del steps
-    note = f"width {args.width}, 12 frames; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
+    note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", note, rows)
 
 
@@ -183,7 +191,7 @@ def predict(args):
     report(
         args,
         "predict",
-        f"best of {args.n_samples}, {args.clips} clips, 2 -> 10 frames, width {args.width}, with PSNR and SSIM",
+        f"best of {args.n_samples}, {args.clips} clips, 2 -> 10 frames, width {args.width}, with PSNR and SSIM, medians of {args.repeats}",
         rows,
     )
 
@@ -213,7 +221,7 @@ def report(args, name, note, rows):
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     show = lambda v: v if isinstance(v, str) else f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}"
     lines = [
-        f"{machine}; {note}; medians of {args.repeats}",
+        f"{machine}; {note}",
         "",
         "| " + " | ".join(rows[0]) + " |",
         "|---" * len(rows[0]) + "|",
@@ -238,10 +246,88 @@ def cpu_name():
     return " ".join([name, *(flag for flag in ("avx512_bf16", "amx_bf16") if flag in text)])
 
 
+class SeedClips(Dataset):
+    """The classic way: a PNG a frame to a float tensor, and two CSV files a clip."""
+
+    def __init__(self, clips, n_frames):
+        self.clips, self.n_frames = clips, n_frames
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, key):
+        i, _ = key
+        images = [np.array(Image.open(self.clips[i] / f"{t}.png")) for t in range(self.n_frames)]
+        frames = torch.stack([torch.from_numpy(image).permute(2, 0, 1).float().div(255) for image in images])
+        rows = []
+        for name in COND_FILES["action+position"]:
+            with open(self.clips[i] / name, newline="") as file:
+                rows.append(list(csv.reader(file))[: self.n_frames])
+        return frames, torch.tensor(np.concatenate(rows, 1).astype(float), dtype=torch.float)
+
+
+def cpu_seconds():
+    """Of this process and of its children that have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def clips_per_second(make_loader, batch_size, seconds):
+    """Clips a second once the first batch is there, and clips a second of CPU time, all processes and their start included."""
+    cpu, loader = cpu_seconds(), iter(make_loader())
+    next(loader)
+    n = first = batch_size
+    began = time.perf_counter()
+    while (wall := time.perf_counter() - began) < seconds:
+        next(loader)
+        n += batch_size
+    del loader  # ends its workers
+    return (n - first) / wall, n / (cpu_seconds() - cpu)
+
+
+def data(args):
+    """Clips a second of each way to load clips, from the page cache to batches on the host (float32 the seeds' way, else uint8)."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders, packed = Path(temporary, "folders"), Path(temporary, "packed")
+        clips = ClipDataset(args.data_root, "train", args.n_frames, n_clips=args.n_clips).clips
+        for i, clip in enumerate(tqdm(clips, "making PNG files", unit=" clips", leave=False)):
+            write_clip(folders / "train" / "clips" / str(i), read_clip(clip, COND_FILES["action+position"]))
+        pack(folders, "train", packed, 0)
+        batches = ClipSampler(len(clips), args.batch_size, 1000).keys(0) * 1000  # more than any way gets through
+
+        def seeds(num_workers):
+            data = SeedClips(ClipDataset(folders, "train", args.n_frames).clips, args.n_frames)
+            return DataLoader(data, batch_sampler=batches, num_workers=num_workers)
+
+        def ours(num_workers, root, **kwargs):
+            data = open_split(root, "train", args.n_frames, **kwargs)
+            return make_loader(data, num_workers, torch.device("cpu"), batch_sampler=batches)
+
+        ways = {
+            "seeds' way, 12 PNGs and 2 CSVs".replace("12", str(args.n_frames)): seeds,
+            "folder layout": partial(ours, root=folders),
+            "packed": partial(ours, root=packed),
+            "packed, in memory": partial(ours, root=packed, data_device="cpu"),
+        }
+        rows = []
+        for name, way in ways.items():
+            for num_workers in (0,) if "in memory" in name else (0, 2):  # there a batch is made where it is used
+                wall, core = clips_per_second(partial(way, num_workers), args.batch_size, args.seconds)
+                times = core / rows[0]["clips/s a core"] if rows else 1.0
+                rows.append(
+                    {"way": name, "workers": num_workers, "clips/s": wall, "clips/s a core": core, "times": times}
+                )
+    note = (
+        f"{len(clips)} clips, windows of {args.n_frames} frames, batches of {args.batch_size}, {args.seconds:g} s each"
+    )
+    report(args, "data", note, rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (train, predict):
+    for function in (train, predict, data):
         command = commands.add_parser(
             function.__name__, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
@@ -254,6 +340,12 @@ def main():
             batches = [16, 100] if torch.cuda.is_available() else [4, 16]
             command.add_argument("--batch_size", type=int, nargs="+", default=batches, help="clips a step")
             command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
+        elif function is data:
+            command.add_argument("--data_root", default="data/pushing_sample", help="data set in the folder layout")
+            command.add_argument("--n_clips", type=int, default=128, help="training clips to use")
+            command.add_argument("--n_frames", type=int, default=12, help="frames of a window")
+            command.add_argument("--batch_size", type=int, default=16, help="clips a batch")
+            command.add_argument("--seconds", type=float, default=5, help="time to measure each way")
         else:
             command.add_argument("--clips", type=int, default=16, help="clips")
             command.add_argument("--n_samples", type=int, default=100, help="futures a clip")

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Download and unpack the BAIR robot pushing data (softmotion30_44k, about 30 GB, and as much again unpacked).
+#
+#     scripts/download_bair.sh DIR
+#
+# Run it again after an interruption: it goes on where it stopped. BAIR_URL=... takes the archive from a mirror.
+set -u
+
+url=${BAIR_URL:-http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.tar}
+margin=$((1 << 20)) # bytes to leave free
+
+die() { echo "download_bair.sh: error: $*" >&2; exit 2; }
+size_of() { if [ -f "$1" ]; then wc -c < "$1" | tr -d ' '; else echo 0; fi; }
+
+case "${1:-}" in
+-h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+"" | -*) die "give the folder to download to: scripts/download_bair.sh DIR" ;;
+esac
+dir=$1 tar=$1/bair_robot_pushing_dataset_v0.tar
+command -v curl > /dev/null || die "curl is missing; install it (apt-get install curl, brew install curl)"
+if [ -d "$dir/softmotion30_44k" ]; then
+    echo "$dir/softmotion30_44k is there already; nothing to do"
+    exit 0
+fi
+mkdir -p "$dir" || die "$dir: cannot be made; choose another folder"
+
+# Free disk first: what is left of the archive, and all of it again unpacked.
+here=$(size_of "$tar")
+if [ "$here" = 0 ]; then
+    total=$(curl -sfIL "$url" | tr -d '\r' | awk 'tolower($1) == "content-length:" { n = $2 } END { print n }')
+    [ -n "$total" ] || die "$url: does not answer; try again later, or give a mirror: BAIR_URL=... scripts/download_bair.sh DIR"
+    part=$(size_of "$tar.part")
+    [ "$part" -le "$total" ] || die "$tar.part: longer than the archive at $url; remove it and run this again"
+else
+    total=$here part=$here
+fi
+free=$(($(df -Pk "$dir" | awk 'NR == 2 { print $4 }') * 1024))
+need=$((total - part + total + margin))
+[ "$free" -ge "$need" ] ||
+    die "$dir: $((free >> 20)) MiB free, $((need >> 20)) MiB needed; free some space or choose another folder"
+
+if [ "$here" = 0 ]; then
+    echo "downloading $url: $((total >> 20)) MiB, $((part >> 20)) MiB of them here already"
+    if [ "$part" -lt "$total" ]; then
+        curl -fL --retry 5 --retry-delay 5 -C - -o "$tar.part" $([ -t 2 ] || echo -sS) "$url" ||
+            die "$url: the download broke off; run this again to go on (or remove $tar.part to start anew)"
+    fi
+    [ "$(size_of "$tar.part")" = "$total" ] || die "$tar.part: not $total bytes; remove it and run this again"
+    mv "$tar.part" "$tar" || die "$tar: cannot be written"
+fi
+
+echo "unpacking $tar"
+rm -rf "$dir/.unpacking" && mkdir "$dir/.unpacking" || die "$dir/.unpacking: cannot be written"
+tar -xf "$tar" -C "$dir/.unpacking" ||
+    die "$tar: cannot be unpacked; if the disk is not full, the file is damaged: remove it and run this again"
+[ -d "$dir/.unpacking/softmotion30_44k" ] || die "$tar: holds no softmotion30_44k; remove it and run this again"
+mv "$dir/.unpacking/softmotion30_44k" "$dir/softmotion30_44k" && rm -r "$dir/.unpacking"
+for split in train test; do
+    echo "$dir/softmotion30_44k/$split: $(find "$dir/softmotion30_44k/$split" -name '*.tfrecords' | wc -l | tr -d ' ') files"
+done
+echo "$tar is no longer needed; remove it to free $((total >> 20)) MiB"
+echo "next: python scripts/convert_bair.py $dir DST"

@@ -1,0 +1,223 @@
+"""Pack a data set in the folder layout into a few large files that load fast, or unpack it again.
+
+    python scripts/pack_dataset.py data/pushing_sample packed
+    python scripts/pack_dataset.py --unpack packed folders
+
+Each of the splits train, validate and test is written whole or not at all. PackedDataset in dataset.py says what the
+packed form is; a clip's frames and conditions come back from it as they were, the frames as PNG files.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataset import (
+    COND_FILES,
+    PACKED_VERSION,
+    SIZE,
+    ClipDataset,
+    PackedDataset,
+    ignore_signals,
+    is_packed,
+    read_array,
+    read_csv,
+    read_index,
+    read_png,
+    read_strip,
+)
+from options import natural
+from utils import UserError, run_command, write_json
+
+SPLITS = ("train", "validate", "test")
+CSV_FILES = COND_FILES["action+position"]
+
+
+class _Jobs(Dataset):
+    """function(item) of every item; its UserError is a result, as a worker would wrap it in a traceback."""
+
+    def __init__(self, function, items):
+        self.function, self.items = function, items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        try:
+            return self.function(self.items[i])
+        except UserError as error:
+            return error
+
+
+def _as_it_is(result):
+    return result
+
+
+def in_workers(function, items, num_workers, task, unit):
+    """Yield function(item) of every item, in order, under a progress bar. A DataLoader's workers end with their parent."""
+    jobs = DataLoader(
+        _Jobs(function, items), None, num_workers=num_workers, collate_fn=_as_it_is, worker_init_fn=ignore_signals
+    )
+    for result in tqdm(jobs, task, unit=f" {unit}", leave=False, mininterval=0.3 if sys.stderr.isatty() else 10):
+        if isinstance(result, UserError):
+            raise result
+        yield result
+
+
+@contextlib.contextmanager
+def writing_folder(folder):
+    """Yield a temporary folder beside `folder` that becomes `folder` at the end, or disappears."""
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; remove it or choose another destination")
+    temporary = folder.with_name(f".{folder.name}.tmp")  # one name, so that a run cleans up after one that was killed
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another destination"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_packed(folder, clips):
+    """Write the packed form of clips: pairs (name, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
+    names, lengths, rows, shapes = [], [], {}, {}
+
+    def header(file):  # numpy leaves room for any number of frames, so that it can be rewritten
+        shapes["frames.npy"] = [sum(lengths), SIZE, SIZE, 3]
+        form = {"descr": "|u1", "fortran_order": False, "shape": tuple(shapes["frames.npy"])}
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, form)
+
+    with open(folder / "frames.npy", "wb") as file:
+        header(file)
+        for name, arrays in clips:
+            names.append(name)
+            lengths.append(len(arrays["frames"]))
+            file.write(np.ascontiguousarray(arrays.pop("frames")))
+            for key, value in arrays.items():
+                first = rows.setdefault(key, [value])[0]
+                if first.shape[1] != value.shape[1]:
+                    raise UserError(
+                        f"{name}/{key}.csv: {value.shape[1]} columns, {first.shape[1]} in {names[0]}; mend it"
+                    )
+                if len(names) > 1:
+                    rows[key].append(value)
+        header(file)
+    if not names:
+        raise UserError(f"{folder}: no clips left to write; mend the source")
+    for key, values in rows.items():
+        values = np.concatenate(values)
+        shapes[f"{key}.npy"] = list(values.shape)
+        np.save(folder / f"{key}.npy", values)
+    (folder / "clips.csv").write_text("".join(f"{name},{length}\n" for name, length in zip(names, lengths)))
+    files = {}
+    for name in ("frames.npy", *(f"{key}.npy" for key in rows), "clips.csv"):
+        with open(folder / name, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shape = {"shape": shapes[name]} if name in shapes else {}
+        files[name] = shape | {"bytes": (folder / name).stat().st_size, "sha256": digest}
+    write_json(folder / "index.json", {"version": PACKED_VERSION, "clips": len(names), "files": files})
+
+
+def read_clip(clip, csv_files):
+    """All of a clip in the folder layout, as write_packed wants it."""
+    strip = clip / "frames.webp"
+    n_png = sum(1 for _ in clip.glob("*.png"))
+    if not strip.exists() and not n_png:
+        raise UserError(f"{clip}: holds no frames; remove it")
+    frames = read_strip(strip) if strip.exists() else np.stack([read_png(clip / f"{t}.png") for t in range(n_png)])
+    rows = {Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files}
+    return {"frames": frames} | rows
+
+
+def write_clip(clip, arrays):
+    """Write a clip in the folder layout. Nine digits give every float32 back."""
+    clip.mkdir(parents=True)
+    for key, value in arrays.items():
+        if key == "frames":
+            for t, frame in enumerate(value):
+                Image.fromarray(frame).save(clip / f"{t}.png")
+        else:
+            np.savetxt(clip / f"{key}.csv", value, fmt="%.9g", delimiter=",")
+
+
+def pack(source, split, destination, num_workers):
+    """Write destination/split packed; returns the number of clips."""
+    if is_packed(source / split):
+        raise UserError(f"{source / split}: is packed already; --unpack writes the folder layout")
+    clips = ClipDataset(source, split, 1, "none").clips
+    read = partial(read_clip, csv_files=[name for name in CSV_FILES if (clips[0] / name).exists()])
+    with writing_folder(destination / split) as temporary:
+        arrays = in_workers(read, clips, num_workers, f"packing {split}", "clips")
+        names = (f"{clip.parent.name}/{clip.name}" for clip in clips)
+        write_packed(temporary, zip(names, arrays))
+    return len(clips)
+
+
+def unpack_clip(i, dataset, rows, folder):
+    """Write clip i of a packed data set below `folder`."""
+    first, length = int(dataset.firsts[i]), int(dataset.lengths[i])
+    frames = torch.empty((1, length, SIZE, SIZE, 3), dtype=torch.uint8)
+    dataset.read(dataset.firsts[i : i + 1], frames)
+    write_clip(
+        folder / dataset.name(i),
+        {"frames": frames[0].numpy()} | {key: value[first : first + length] for key, value in rows.items()},
+    )
+
+
+def unpack(source, split, destination, num_workers):
+    """Write destination/split in the folder layout; returns the number of clips."""
+    if not is_packed(source / split):
+        raise UserError(f"{source / split}: is not packed; leave out --unpack")
+    dataset = PackedDataset(source, split, 1, "none")
+    files = read_index(source / split)["files"]
+    arrays = [(source / split / name).with_suffix(".npy") for name in CSV_FILES]
+    rows = {path.stem: read_array(path, files) for path in arrays if path.name in files}
+    with writing_folder(destination / split) as temporary:
+        write = partial(unpack_clip, dataset=dataset, rows=rows, folder=temporary)
+        for _ in in_workers(write, range(len(dataset)), num_workers, f"unpacking {split}", "clips"):
+            pass
+    return len(dataset)
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="data set to read: a folder with train, validate or test"
+    )
+    parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
+    parser.add_argument("--unpack", action="store_true", help="SRC is packed; write the folder layout")
+    parser.add_argument("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
+    return parser
+
+
+def main():
+    args = get_parser().parse_args()
+    splits = [split for split in SPLITS if (args.source / split).is_dir()]
+    if not splits:
+        raise UserError(f"{args.source}: holds no folder train, validate or test; give the root of a data set")
+    for split in splits:
+        n_clips = (unpack if args.unpack else pack)(args.source, split, args.destination, args.num_workers)
+        print(f"wrote {args.destination / split}: {n_clips} clips")
+
+
+if __name__ == "__main__":
+    run_command(main)
