@@ -82,7 +82,6 @@ def main():
         for k in range(len(data))
     ]
     write_json(out / "metrics.json", {"protocol": protocol, **total, "per_clip": per_clip, "per_step": per_step})
-    print_tables(protocol, total, per_step, per_clip)
 
     title = f"{data.root.name}/{args.split}, {len(data)} clips, --cond {cond}"
     visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
@@ -95,6 +94,7 @@ def main():
     if shown:
         best_first = [pictures[ranking[rank]] for rank in shown]
         visualize.save_gif(out / "samples.gif", best_first, model.n_past, [f"clip {ranking[rank]}" for rank in shown])
+    print_tables(protocol, total, per_step, per_clip)
     names = ", ".join(f"sample_{ranking[rank]}" for rank in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"
