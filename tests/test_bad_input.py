@@ -234,3 +234,9 @@ def test_as_a_user_runs_it(trained, tiny_data, tmp_path, refused, command, worke
     refused(["no such folder"], command, *flags, "--data_root", tmp_path / "nowhere", runner=shell)
     if command in TRAIN:
         assert json.loads((tmp_path / "out/args.json").read_text())["args"]["niter"] == 1
+
+
+def test_fuzz():
+    """The short version of scripts/fuzz.py --cases 500."""
+    result = run("scripts/fuzz.py", "--cases", 60)
+    assert result.returncode == 0 and "60 cases, 0 findings" in result.stdout, result.stdout + result.stderr
