@@ -62,6 +62,8 @@ def main():
     model.to(device, memory_format=torch.channels_last)
     out = Path(args.log_dir or f"results/{Path(args.model_path).absolute().parent.name}-{args.split}")
 
+    out.mkdir(parents=True, exist_ok=True)  # now, rather than when all is computed
+
     loader = make_loader(data, args.num_workers, device, batch_size=args.batch_size)
     bar = tqdm(total=len(data) * args.n_samples, desc="predicting", unit=" futures", leave=False)
     with autocast(device, precision), bar:

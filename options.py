@@ -190,6 +190,11 @@ def parse_training(parser, argv=None):
         given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent)))
         given = {name: value for name, value in vars(given).items() if value is not absent}
         run = load_checkpoint(Path(args.resume) / "last.pt")["args"]
+        for name, value in vars(args).items():
+            if name in run and value is not None and type(run[name]) is not type(value):
+                raise UserError(
+                    f"{args.resume}/last.pt: {run[name]!r} for --{name}; was it written by another version?"
+                )
         for name in ["cond", "log_dir", "optimizer", "beta1", "seed", *SVG_OPTIONS]:
             if name in given and given[name] != run.get(name):
                 raise UserError(

@@ -56,7 +56,9 @@ def fit(make_model, train_set, val_set, args):
         try:
             model.load_state_dict(checkpoint["state_dict"])
             optimizer.load_state_dict(checkpoint["optimizer"])
-            state |= checkpoint["state"]
+            if any(type(checkpoint["state"].get(key)) is not type(value) for key, value in state.items()):
+                raise TypeError("its state is not complete")
+            state = checkpoint["state"]
             set_rng_state(checkpoint["rng"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(

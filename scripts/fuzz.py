@@ -1,0 +1,263 @@
+"""Feed the commands damaged inputs: each must end well, or with exit status 2 and one line, and soon.
+
+    python scripts/fuzz.py --cases 500
+
+A case damages an image, a film strip, a CSV, a checkpoint or the flags, and runs a command on it. What a command accepts
+is read again by other code: a PNG's checksums, a CSV by Python's csv module, a checkpoint's checksums and its weights.
+To fuzz another kind of file, add a function to KINDS.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import io
+import math
+import random
+import runpy
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+TINY = "--width 2 --g_dim 4 --z_dim 2 --rnn_size 4 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
+TRAIN = f"{TINY} --epoch_size 1 --niter 1 --no-random_start"
+TOKENS = ["", "nan", "inf", "-1", "0", "1e999", "#", ",", "x", "\n", "0x10", "1_0", "\x00", "1,2,3", '"', "é"]
+
+
+def mutate(rng, data):
+    """Bytes, damaged in one to three ways."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        at, n = rng.randrange(len(data) + 1), rng.randint(1, 64)
+        way = rng.choice(("flip", "cut", "drop", "insert", "repeat", "zero"))
+        if way == "flip" and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif way == "cut":
+            del data[at:]
+        elif way == "drop":
+            del data[at : at + n]
+        elif way == "insert":
+            data[at:at] = rng.randbytes(n)
+        elif way == "repeat":
+            data[at:at] = data[at : at + n]
+        elif way == "zero":
+            data[at : at + n] = bytes(len(data[at : at + n]))
+    return bytes(data)
+
+
+# The kinds of case: each damages the copy `work` of the inputs and returns a command's arguments and a check of what is
+# accepted, which is true where the input was valid.
+
+
+def fuzz_image(rng, work):
+    clip = work / "data/train/g/0"
+    path = clip / f"{rng.randrange(4)}.png"
+    path.write_bytes(mutate(rng, path.read_bytes()))
+    return train(work), lambda: all(valid_png((clip / f"{t}.png").read_bytes()) for t in range(4))
+
+
+def fuzz_strip(rng, work):
+    clip = work / "data/train/g/0"
+    strip = Image.new("RGB", (64, 64 * 6))
+    for t in range(6):
+        strip.paste(Image.open(clip / f"{t}.png"), (0, 64 * t))
+    strip.save(clip / "frames.webp", lossless=rng.random() < 0.5)
+    (clip / "frames.webp").write_bytes(mutate(rng, (clip / "frames.webp").read_bytes()))
+
+    def check():
+        with Image.open(clip / "frames.webp") as image:  # WebP has no checksums: what decodes is valid
+            return image.width == 64 and image.height >= 64 * 4 and image.height % 64 == 0
+
+    return train(work), check
+
+
+def fuzz_csv(rng, work):
+    path = work / "data/train/g/0" / rng.choice(("actions.csv", "endeffector_positions.csv"))
+    if rng.random() < 0.5:
+        path.write_bytes(mutate(rng, path.read_bytes()))
+    else:
+        words = path.read_text().replace("\n", ",\n,").split(",")
+        words[rng.randrange(len(words))] = rng.choice(TOKENS)
+        path.write_text(",".join(words).replace(",\n,", "\n"))
+
+    def check():
+        rows = [row for row in csv.reader(path.read_text().splitlines()) if row]
+        widths = {len(row) for row in rows}
+        return len(rows) >= 6 and len(widths) == 1 and all(math.isfinite(float(x)) for row in rows for x in row)
+
+    return train(work), check
+
+
+def fuzz_checkpoint(rng, work):
+    """Damaged bytes, or a sound file in which an entry has another type, or is gone."""
+    path = work / "run/last.pt"
+    if rng.random() < 0.4:
+        path.write_bytes(mutate(rng, path.read_bytes()))
+        sound = False
+    else:
+        content = torch.load(path, weights_only=True)
+        part = content
+        while True:  # walk to some entry and replace it
+            key = rng.choice(list(part)) if isinstance(part, dict) else rng.randrange(len(part))
+            if isinstance(part[key], (dict, list)) and part[key] and key != "optimizer" and rng.random() < 0.8:
+                part = part[key]
+            else:
+                break
+        if isinstance(part, dict) and rng.random() < 0.3:
+            del part[key]
+        else:
+            part[key] = rng.choice(
+                [x for x in (None, 7, "x", [], {}, torch.zeros(3)) if type(x) is not type(part[key])]
+            )
+        torch.save(content, path)
+        sound = True
+
+    def check():
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and (
+                sound or path.read_bytes() == (work.parent / "start/run/last.pt").read_bytes()
+            )
+
+    if rng.random() < 0.5:
+        return ["train_fixed_prior.py", "--resume", work / "run", "--niter", 2], check
+    flags = ["--model_path", path, "--data_root", work / "data", "--log_dir", work / "out"]
+    return ["generate.py", *flags, *"--n_samples 1 --n_show 1 --num_workers 0 --device cpu".split()], check
+
+
+def fuzz_flags(rng, work):
+    command, *flags = train(work)
+    names = "n_past n_future width g_dim z_dim rnn_size beta lr beta1 tfr tfr_end_decay_epoch tfr_decay_step n_eval save_every grad_clip"
+    names += " kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond epoch_size batch_size seed device precision optimizer val_every"
+    values = ["1", "2", "3", "1e-9", "1e30", "none", "10m", "0m", "m", "action", "sgd", "-0", " 1", "9" * 30]
+    values = rng.choice((values[:4], values, TOKENS))
+    for _ in range(rng.randint(1, 3)):
+        flags += [f"--{rng.choice(names.split())}", rng.choice(values)]
+    return [command, *flags], lambda: True
+
+
+KINDS = [fuzz_image, fuzz_strip, fuzz_csv, fuzz_checkpoint, fuzz_flags]
+
+
+def train(work):
+    return ["train_fixed_prior.py", *TRAIN.split(), "--data_root", work / "data", "--log_dir", work / "new"]
+
+
+def valid_png(data):
+    """Whether the chunks and their checksums are those of a 64x64 PNG, by the specification."""
+    at, pixels = 8, b""
+    while data[:8] == b"\x89PNG\r\n\x1a\n" and at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + length]
+        if kind == b"IEND":  # all pixels are there; its own length and checksum are of no account
+            return len(zlib.decompress(pixels)) == 64 * (64 * 3 + 1)
+        if data[at + 8 + length : at + 12 + length] != struct.pack(">I", zlib.crc32(kind + body)):
+            return False
+        if kind == b"IHDR" and struct.unpack(">II", body[:8]) != (64, 64):
+            return False
+        pixels += body if kind == b"IDAT" else b""
+        at += 12 + length
+    return False
+
+
+def make_inputs(root):
+    """A tiny data set and a run on it."""
+    rng = random.Random(0)
+    for split in ("train", "validate", "test"):
+        for k in range(2):
+            clip = root / "data" / split / "g" / str(k)
+            clip.mkdir(parents=True)
+            for t in range(6):
+                frame = Image.new("RGB", (64, 64), (50, 90, 130))
+                frame.paste((200, 30, 40 + t), (8 * t, 10, 8 * t + 16, 40))
+                frame.save(clip / f"{t}.png")
+            for name, width in (("actions.csv", 4), ("endeffector_positions.csv", 3)):
+                rows = (",".join(f"{rng.gauss(0, 1):.4f}" for _ in range(width)) for _ in range(6))
+                (clip / name).write_text("\n".join(rows) + "\n")
+    command = [*train(root), "--log_dir", root / "run"]
+    code, error = call(command)
+    assert code == 0, error
+
+
+def call(command):
+    """A command in this process: its exit status and stderr, or a traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = [str(ROOT / command[0]), *map(str, command[1:])]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0, err.getvalue()
+    except BaseException:
+        return None, traceback.format_exc()
+
+
+def call_apart(command):
+    """The same in a process of its own."""
+    result = subprocess.run([sys.executable, ROOT / command[0], *map(str, command[1:])], capture_output=True, text=True)
+    return result.returncode, result.stderr
+
+
+def too_long(*_):
+    raise TimeoutError("hangs")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=int, default=30, help="a case's time limit")
+    parser.add_argument("--apart", type=int, default=50, help="each how-manieth case runs in a process of its own")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, too_long)
+    counts, findings, began = collections.Counter(), 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        start, work = Path(folder) / "start", Path(folder) / "work"
+        make_inputs(start)
+        for case in range(args.cases):
+            rng, kind = random.Random(f"{args.seed} {case}"), KINDS[case % len(KINDS)]
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(start, work)
+            command, is_valid = kind(rng, work)
+            signal.alarm(args.seconds)
+            try:
+                code, error = (call_apart if case % args.apart == args.apart - 1 else call)(command)
+            except TimeoutError:
+                code, error = None, traceback.format_exc()
+            signal.alarm(0)
+            lines = error.replace("\r", "\n").strip().splitlines()
+            if code == 0:
+                try:
+                    good, fault = is_valid(), "accepted what is not valid"
+                except Exception as problem:
+                    good, fault = False, f"accepted what another reader refuses: {problem!r}"
+            else:
+                good, fault = code == 2 and "Traceback" not in error and "error:" in lines[-1], f"status {code}"
+            counts[kind.__name__, "accepted" if code == 0 else "refused"] += good
+            if not good:
+                findings += 1
+                print(
+                    f"case {case}, {kind.__name__}: {fault}\n  {' '.join(map(str, command))}\n  "
+                    + "\n  ".join(lines[-6:])
+                )
+    for (kind, end), n in sorted(counts.items()):
+        print(f"{kind:16} {end:9} {n:4}")
+    print(f"{args.cases} cases, {findings} findings, {time.monotonic() - began:.0f} s")
+    return findings > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
