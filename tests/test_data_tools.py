@@ -119,7 +119,7 @@ def test_packed_batches_equal_the_folder_layouts(folders, packed, cond):
         assert len(found) == 5
         for (frames, rows), (wanted, wanted_rows) in zip(found, expected):
             assert torch.equal(frames, wanted) and torch.equal(rows, wanted_rows)
-        in_order = list(dataset.make_loader(data, num_workers, CPU, batch_size=4))
+        in_order = [batch for batch, _ in dataset.make_loader(data, num_workers, CPU, batch_size=4)]
         assert [len(frames) for frames, _ in in_order] == [4, 4, 3]
         assert torch.equal(in_order[2][0][2], here[10][0])
     assert [data.name(i) for i in range(11)] == [here.name(i) for i in range(11)]
@@ -590,10 +590,12 @@ def test_download_faults(server, tmp_path):
 # --- benchmark.py
 
 
-def test_benchmark(folders):
+def test_benchmark(folders, tmp_path):
     result = command(
-        *"scripts/benchmark.py data --n_frames 3 --n_clips 4 --batch_size 2 --seconds 0.1 --data_root".split(), folders
+        *"scripts/benchmark.py data --n_frames 3 --n_clips 4 --batch_size 2 --seconds 0.1 --data_root".split(),
+        *(folders, "--out", tmp_path),
     )
     assert result.returncode == 0, result.stderr
-    rows = [line.split() for line in result.stdout.splitlines()[2:]]
-    assert len(rows) == 7 and all(float(row[-3]) > 0 and float(row[-2]) > 0 for row in rows)
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert len(rows) == 7 and all(row["clips/s"] > 0 and row["clips/s a core"] > 0 for row in rows)
+    assert all(f"| {row['way']} |" in result.stdout for row in rows)
