@@ -5,10 +5,12 @@ frames.webp (frames stacked top to bottom), and a row a frame in actions.csv and
 packed form of the same clips, which scripts/convert_bair.py and scripts/pack_dataset.py write (see PackedDataset).
 """
 
+import ctypes
 import io
 import json
 import os
 import signal
+import sys
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -368,6 +370,8 @@ def ignore_signals(_):
     """Ctrl-C and Slurm signal every process of a job; the main one decides when its workers end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class PackedLoader:
