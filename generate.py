@@ -39,6 +39,9 @@ def load_model(path):
     """A checkpoint's model, on the CPU in eval mode, and the args it was trained with."""
     checkpoint = load_checkpoint(path)
     try:
+        kinds = {"data_root": str, "cond": str, "n_future": int}
+        if any(type(checkpoint["args"][name]) is not kind for name, kind in kinds.items()):
+            raise TypeError("its args are of another kind")
         model = build(checkpoint["model"])
         model.load_state_dict(checkpoint["state_dict"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -61,7 +64,6 @@ def main():
         )
     model.to(device, memory_format=torch.channels_last)
     out = Path(args.log_dir or f"results/{Path(args.model_path).absolute().parent.name}-{args.split}")
-
     out.mkdir(parents=True, exist_ok=True)  # now, rather than when all is computed
 
     loader = make_loader(data, args.num_workers, device, batch_size=args.batch_size)

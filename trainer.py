@@ -46,14 +46,13 @@ def fit(make_model, train_set, val_set, args):
     seed_everything(args.seed)
     torch.backends.cudnn.benchmark = True
     model = make_model()
-    if checkpoint:
-        refuse_changes(run, checkpoint["model"], model.config)
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, args, device)
     state = {"epoch": 0, "step": 0, "sums": [0.0] * 4, "seconds": 0.0, "best_psnr": -1.0, "history": []}
     state |= {"bad_clips": [], "commands": []}
     if checkpoint:
         try:
+            refuse_changes(run, checkpoint["model"], model.config)
             model.load_state_dict(checkpoint["state_dict"])
             optimizer.load_state_dict(checkpoint["optimizer"])
             if any(type(checkpoint["state"].get(key)) is not type(value) for key, value in state.items()):

@@ -21,7 +21,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
-NITER = 4
+NITER = 3
 RUN = f"--niter {NITER} --epoch_size 6 --save_every 1"
 
 

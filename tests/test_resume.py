@@ -108,7 +108,8 @@ def test_signal_saves_and_resume_ends_alike(tiny_data, undisturbed, tmp_path, nu
     send(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number and f"go on with --resume {folder}" in error, error
-    assert "Traceback" not in error and state_of(folder)["epoch"] in (1, 2)
+    assert "Traceback" not in error and error.count("saving after this step") == 1, "workers keep still"
+    assert state_of(folder)["epoch"] in (1, 2)
     result = run(COMMAND, "--resume", folder)
     assert result.returncode == 0, result.stderr
     assert same(outcome(folder), outcome(undisturbed))
@@ -187,13 +188,15 @@ def test_disk_full(one_epoch, tmp_path, kind):
             subprocess.run(["umount", str(folder.parent)])
 
 
-def test_output_on_a_full_disk(one_epoch, tmp_path):
+@pytest.mark.parametrize("ending, word", [("return 0", "No space left"), ("raise utils.UserError('bad')", "bad")])
+def test_output_on_a_full_disk(ending, word):
     """The log is on the full disk too: python train_... > log.txt."""
-    shutil.copytree(one_epoch, tmp_path / "run")
+    code = f"import utils\ndef main():\n print('text')\n {ending}\nutils.run_command(main)"
     with open("/dev/full", "w") as full:
-        command = [sys.executable, COMMAND, "--resume", str(tmp_path / "run")]
-        result = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert_refused(result, "No space left")
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=full, stderr=-1, text=True)
+    assert_refused(result, word)
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
