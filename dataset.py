@@ -122,7 +122,13 @@ class PackedDataset(Dataset):
         self.cond = torch.from_numpy(np.concatenate([np.zeros((n_rows, 0), np.float32), *columns], 1))
         self.cond_dim = self.cond.shape[1]
         self.path = folder / "frames.npy"
-        self.header = files["frames.npy"]["bytes"] - n_rows * FRAME_BYTES
+        try:
+            mapped = np.load(self.path, mmap_mode="r")
+            self.header, kind = mapped.offset, (mapped.dtype, mapped.shape, mapped.flags.c_contiguous)
+        except (OSError, ValueError, AttributeError):
+            kind = None
+        if kind != (np.uint8, (n_rows, SIZE, SIZE, 3), True):
+            raise UserError(f"{self.path}: not the frames that index.json says; copy or pack the data set again")
         if device is not None:
             self.cond, self.frames = self.cond.to(device), self.load(n_rows)
 
@@ -287,6 +293,10 @@ def read_array(path, files):
         rows = np.zeros(0)
     if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != files["frames.npy"]["shape"][0]:
         raise UserError(f"{path}: not a float32 row a frame; copy or pack the data set again")
+    if not np.isfinite(rows).all():
+        raise UserError(
+            f"{path}: row {int(np.argwhere(~np.isfinite(rows))[0, 0]) + 1} is not finite; mend and pack again"
+        )
     return rows
 
 

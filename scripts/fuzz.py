@@ -2,7 +2,7 @@
 
     python scripts/fuzz.py --cases 500
 
-A case damages an image, a film strip, a CSV, a checkpoint or the flags, and runs a command on it. What a command accepts
+A case damages an image, a film strip, a CSV, a packed file, a checkpoint or the flags, and runs a command on it. What a command accepts
 is read again by other code: a PNG's checksums, a CSV by Python's csv module, a checkpoint's checksums and its weights.
 To fuzz another kind of file, add a function to KINDS.
 """
@@ -12,6 +12,7 @@ import collections
 import contextlib
 import csv
 import io
+import json
 import math
 import random
 import runpy
@@ -27,6 +28,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -137,6 +139,21 @@ def fuzz_checkpoint(rng, work):
     return ["generate.py", *flags, *"--n_samples 1 --n_show 1 --num_workers 0 --device cpu".split()], check
 
 
+def fuzz_packed(rng, work):
+    folder = work / "packed/train"
+    path = rng.choice(sorted(folder.iterdir()))
+    path.write_bytes(mutate(rng, path.read_bytes()))
+
+    def check():
+        files = json.loads((folder / "index.json").read_text())["files"]
+        arrays = [np.load(file) for file in sorted(folder.glob("*.npy"))]
+        whole = all((folder / name).stat().st_size == file["bytes"] for name, file in files.items())
+        frames = sum(int(line.split(",")[-1]) for line in (folder / "clips.csv").read_text().splitlines())
+        return whole and all(len(array) == frames and np.isfinite(array).all() for array in arrays)
+
+    return [*train(work), "--data_root", work / "packed"], check
+
+
 def fuzz_flags(rng, work):
     command, *flags = train(work)
     names = "n_past n_future width g_dim z_dim rnn_size beta lr beta1 tfr tfr_end_decay_epoch tfr_decay_step n_eval save_every grad_clip"
@@ -148,7 +165,7 @@ def fuzz_flags(rng, work):
     return [command, *flags], lambda: True
 
 
-KINDS = [fuzz_image, fuzz_strip, fuzz_csv, fuzz_checkpoint, fuzz_flags]
+KINDS = [fuzz_image, fuzz_strip, fuzz_csv, fuzz_packed, fuzz_checkpoint, fuzz_flags]
 
 
 def train(work):
@@ -186,9 +203,12 @@ def make_inputs(root):
             for name, width in (("actions.csv", 4), ("endeffector_positions.csv", 3)):
                 rows = (",".join(f"{rng.gauss(0, 1):.4f}" for _ in range(width)) for _ in range(6))
                 (clip / name).write_text("\n".join(rows) + "\n")
-    command = [*train(root), "--log_dir", root / "run"]
-    code, error = call(command)
-    assert code == 0, error
+    for command in (
+        ["scripts/pack_dataset.py", root / "data", root / "packed", "--num_workers", 0],
+        [*train(root), "--log_dir", root / "run"],
+    ):
+        code, error = call(command)
+        assert code == 0, error
 
 
 def call(command):
