@@ -102,7 +102,7 @@ def main():
     names = ", ".join(f"sample_{ranking[rank]}" for rank in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"
-        + (f", and .gif and .png of {names} (best predicted clip first)" if shown else "")
+        + (f", samples.gif, and .gif and .png of {names} (best predicted clip first)" if shown else "")
     )
 
 
