@@ -45,7 +45,12 @@ def fit(make_model, train_set, val_set, args):
     precision = choose_precision(args.precision, device)
     seed_everything(args.seed)
     torch.backends.cudnn.benchmark = True
-    model = make_model()
+    try:
+        model = make_model()
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise UserError(
+            f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower --width, --g_dim, --z_dim or --rnn_size"
+        ) from None
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, args, device)
     state = {"epoch": 0, "step": 0, "sums": [0.0] * 4, "seconds": 0.0, "best_psnr": -1.0, "history": []}
