@@ -234,11 +234,14 @@ def read_csv(path, n_rows):
         raise UserError(f"{path}: not a table of numbers; a CSV without header, a row a frame, is wanted") from None
     if len(rows) < n_rows:
         raise UserError(f"{path}: {len(rows)} rows, {n_rows} wanted; one row a frame")
-    if not np.isfinite(rows).all():
-        raise UserError(
-            f"{path}: row {int(np.argwhere(~np.isfinite(rows))[0, 0]) + 1} is not finite; mend or remove the clip"
-        )
+    require_finite(path, rows, "mend or remove the clip")
     return rows
+
+
+def require_finite(path, rows, remedy):
+    """Refuse condition rows that hold NaN or infinity."""
+    if not np.isfinite(rows).all():
+        raise UserError(f"{path}: row {int(np.argwhere(~np.isfinite(rows))[0, 0]) + 1} is not finite; {remedy}")
 
 
 def read_index(folder):
@@ -293,10 +296,7 @@ def read_array(path, files):
         rows = np.zeros(0)
     if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != files["frames.npy"]["shape"][0]:
         raise UserError(f"{path}: not a float32 row a frame; copy or pack the data set again")
-    if not np.isfinite(rows).all():
-        raise UserError(
-            f"{path}: row {int(np.argwhere(~np.isfinite(rows))[0, 0]) + 1} is not finite; mend and pack again"
-        )
+    require_finite(path, rows, "mend and pack again")
     return rows
 
 

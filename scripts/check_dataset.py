@@ -10,8 +10,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pack_dataset import CSV_FILES, SPLITS, in_workers
 
@@ -108,11 +106,7 @@ def check_packed_file(path, folder, files):
     if path.name == "clips.csv":
         attempt(faults, read_clips, path, n_frames)
     elif path.name != "frames.npy":
-        rows = attempt(faults, read_array, path, files)
-        if rows is not None and not np.isfinite(rows).all():
-            faults.append(
-                f"{path}: row {int(np.argwhere(~np.isfinite(rows))[0, 0])} is not finite; convert or pack it again"
-            )
+        attempt(faults, read_array, path, files)
     return faults
 
 
