@@ -49,7 +49,7 @@ def fit(make_model, train_set, val_set, args):
         model = make_model()
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise UserError(
-            f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower --width, --g_dim, --z_dim or --rnn_size"
+            f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower its sizes (--help: model)"
         ) from None
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, args, device)
@@ -68,14 +68,13 @@ def fit(make_model, train_set, val_set, args):
             raise UserError(
                 f"{run}/last.pt: cannot be resumed ({str(error).splitlines()[0]}); was it written by another version?"
             ) from None
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr
         for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
     sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
 
-    sampler = ClipSampler(len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start)
+    share = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else 1.0
+    sampler = ClipSampler(len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, share)
     train_loader = make_loader(train_set, args.num_workers, device, batch_sampler=sampler)
     val_loader = make_loader(val_set, 0, device, batch_size=args.batch_size)
     n_params = sum(p.numel() for p in model.parameters())
@@ -130,6 +129,9 @@ def fit(make_model, train_set, val_set, args):
         while state["epoch"] < args.niter:
             epoch = state["epoch"]
             tfr = teacher_forcing_ratio(args, epoch)
+            lr = schedules.learning_rate(epoch, args.lr, args.lr_milestones, args.lr_gamma)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             sampler.start(epoch, state["step"])
             n_frames = args.batch_size * train_set.n_frames
             began, shown = time.perf_counter() - state["seconds"], 0.0
@@ -178,7 +180,7 @@ def fit(make_model, train_set, val_set, args):
                     return 128 + stop[0]
             mean = (sums / state["step"]).tolist()
             row = dict.fromkeys(COLUMNS, "") | dict(
-                epoch=epoch + 1, loss=mean[0], mse=mean[1], kld=mean[2], beta=mean[3], tfr=tfr, lr=args.lr, seconds=state["seconds"],
+                epoch=epoch + 1, loss=mean[0], mse=mean[1], kld=mean[2], beta=mean[3], tfr=tfr, lr=lr, seconds=state["seconds"],
                 frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
@@ -285,12 +287,13 @@ def deferred_signals():
 
 
 def show_clips(path, dataset, pictures, n_past, most=4):
-    """Write path.gif and path.png of the first clips."""
-    pictures = pictures[:most]
+    """Write path.gif and path.png of the first clips; of long ones, frames evenly spread."""
+    thin = lambda frames: frames[:: -(-len(frames) // 64)]
+    pictures = [{label: thin(frames) for label, frames in clip.items()} for clip in pictures[:most]]
     names = [f"clip {i}" for i in range(len(pictures))]
     visualize.save_gif(f"{path}.gif", pictures, n_past, names)
     rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]
-    visualize.save_grid(f"{path}.png", rows, n_past)
+    visualize.save_grid(f"{path}.png", rows, n_past, every=-(-len(rows[0][1]) // 32))
 
 
 def write_log(path, history):
