@@ -197,13 +197,14 @@ class PoseDataset(Dataset):
     begins at each frame of `cuts`, by default those that SPLIT/cuts.txt lists; a window never crosses them.
 
     An item is frames and cond, (T, H, W, 3) uint8 each. A recording of L frames counts as L // n_frames items. The key i gives
-    windows evenly spread over it, the key (i, u), u in [0, 1), the share u of the starts in the item's part of it.
+    windows evenly spread over it. The key (i, u), u in [0, 1), gives a window of every k-th frame, k in 1 .. max_stride,
+    that starts in the item's part of the recording.
     """
 
     cond_dim = 3
 
-    def __init__(self, root, split, n_frames, cuts=None, n_clips=0):
-        self.root, self.split, self.n_frames = Path(root), split, n_frames
+    def __init__(self, root, split, n_frames, cuts=None, n_clips=0, max_stride=1):
+        self.root, self.split, self.n_frames, self.max_stride = Path(root), split, n_frames, max_stride
         folder = self.root / split
         if not self.root.is_dir():
             raise UserError(f"--data_root {root}: no such folder")
@@ -233,19 +234,26 @@ class PoseDataset(Dataset):
     def __len__(self):
         return len(self.parts)
 
-    def start(self, key):
-        """The first frame of a key's window."""
+    def window(self, key):
+        """The frames of a key's window, as a slice."""
         i, u = key if isinstance(key, tuple) else (key, None)
         first, length, j, k = self.parts[i]
-        slack = length - self.n_frames
-        return first + (j * slack // max(1, k - 1) if u is None else int((j + u) / k * (slack + 1)))
+        stride = 1
+        if u is None:
+            start = j * (length - self.n_frames) // max(1, k - 1)
+        else:
+            most = min(self.max_stride, (length - 1) // (self.n_frames - 1))
+            stride = 1 + int(u * 2**24 % 1 * most)  # from digits of u too fine to matter for the start
+            start = int((j + u) / k * (length - stride * (self.n_frames - 1)))
+        return slice(first + start, first + start + stride * (self.n_frames - 1) + 1, stride)
 
     def name(self, i):
         """The frames of the window of key i."""
-        return f"frames {self.start(i)}-{self.start(i) + self.n_frames - 1}"
+        window = self.window(i)
+        return f"frames {window.start}-{window.stop - 1}"
 
     def __getitem__(self, key):
-        window = slice(self.start(key), self.start(key) + self.n_frames)
+        window = self.window(key)
         return self.frames[window], self.labels[window]
 
 

@@ -130,6 +130,7 @@ def add_recordings(parser):
         help="folder with train/train_img, train/train_label, val/val_img, ...",
     )
     data.add_argument("--train_vi_len", type=number(int, 2), default=16, help="frames of a training window")
+    data.add_argument("--max_stride", type=count, default=1, help="windows take every k-th frame, k from 1 to this")
     data.add_argument(
         "--cuts",
         type=cuts,

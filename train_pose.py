@@ -6,7 +6,7 @@ from pathlib import Path
 
 import options
 import trainer
-from dataset import open_split
+from dataset import PoseDataset
 from models import PoseCVAE
 from utils import UserError, run_command
 
@@ -15,8 +15,8 @@ def main():
     args = options.parse_training(options.pose_parser(__doc__))
     if args.test:
         return score(args)
-    train_set = open_split(args.data_root, "train", args.train_vi_len, args.cond, cuts=args.cuts)
-    val_set = open_split(args.data_root, "val", args.n_eval, args.cond)
+    train_set = PoseDataset(args.data_root, "train", args.train_vi_len, args.cuts, max_stride=args.max_stride)
+    val_set = PoseDataset(args.data_root, "val", args.n_eval)
     args.n_future = args.n_eval - 1  # what generate.py predicts unless told otherwise
     make_model = lambda: PoseCVAE(train_set.cond_dim, **options.pose_options(args))
     return trainer.fit(make_model, train_set, val_set, args)

@@ -6,8 +6,10 @@ With x_i the frames and p_i the drawings, for i = 1 .. T-1:
     x^_i = Generator(Decoder_Fusion(frame_transformation(x_{i-1}), label_transformation(p_i), z_i))
 
 with x^_{i-1} for x_{i-1} except under teacher forcing, and z_i ~ N(0, I) in prediction. As in models/svg.py tensors
-are time-major, (T, B, ...), inside this file. There is no BatchNorm: a step is the same in training and prediction.
+are time-major, (T, B, ...), inside this file. There is no BatchNorm: a step is the same in training and in prediction.
 """
+
+import math
 
 import torch
 import torch.nn as nn
@@ -24,11 +26,13 @@ def activation():
 
 
 class ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions: (N, n, H, W) -> (N, n, H, W)."""
+    """x + two 3x3 convolutions of the normalised x: (N, n, H, W) -> (N, n, H, W)."""
 
     def __init__(self, n):
         super().__init__()
-        self.main = nn.Sequential(nn.Conv2d(n, n, 3, padding=1), activation(), nn.Conv2d(n, n, 3, padding=1))
+        self.main = nn.Sequential(
+            nn.GroupNorm(math.gcd(8, n), n), nn.Conv2d(n, n, 3, padding=1), activation(), nn.Conv2d(n, n, 3, padding=1)
+        )
 
     def forward(self, x):
         return x + self.main(x)
@@ -238,7 +242,9 @@ def noise_steps(n_samples, batch, shape, generator, like):
         seeds = [torch.randint(2**62, (1,), generator=g).item() for _ in range(n_samples) for g in generator]
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         step = lambda: torch.stack([torch.randn(shape, generator=g) for g in streams])
-        return lambda n: torch.stack([step() for _ in range(n)]).to(like)  # step by step: a call's size changes its values
+        return lambda n: torch.stack([step() for _ in range(n)]).to(
+            like
+        )  # step by step: a call's size changes its values
     device = generator.device if generator is not None else like.device
     return lambda n: torch.randn(n, n_samples * batch, *shape, generator=generator, device=device).to(like)
 

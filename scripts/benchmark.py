@@ -1,4 +1,4 @@
-"""Speed, measured against a reference in the same run: benchmark.py {train, predict, data}.
+"""Speed, measured against a reference in the same run: benchmark.py {train, pose, predict, data}.
 
 Variants run in turns. Results go to OUT/NAME.md and OUT/NAME.json and to the screen.
 """
@@ -30,13 +30,14 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import pose_reference  # noqa: E402
 import reference  # noqa: E402
 from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 
 import metrics  # noqa: E402
 import models.vgg64  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
-from models import SVG  # noqa: E402
+from models import SVG, PoseCVAE  # noqa: E402
 from utils import autocast, choose_device, choose_precision, run_command  # noqa: E402
 
 
@@ -141,6 +142,56 @@ def train(args):
         del steps
     note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", note, rows)
+
+
+# Each row adds one thing to the row above: (name, folded, channels last, bf16, fused optimiser).
+POSE_STAGES = (
+    ("reference: one step at a time, float32", 0, 0, 0, 0),
+    ("+ labels and true frames encoded in one call", 1, 0, 0, 0),
+    ("+ channels last", 1, 1, 0, 0),
+    ("+ bf16", 1, 1, 1, 0),
+    ("+ fused Adam", 1, 1, 1, 1),
+)
+
+
+def make_pose_step(stage, batch, teacher_forcing, device, frames=16):
+    """A training step of a stage, a function without arguments."""
+    _, folded, channels_last, bf16, fused = stage
+    torch.manual_seed(0)
+    model = PoseCVAE().to(device)
+    images = torch.rand(2, batch, frames, 32, 64, 3, device=device).movedim(-1, -3)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    else:
+        images = images.contiguous()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=bool(fused))
+    loss_of = model.loss if folded else lambda *args: pose_reference.loss(model, *args)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bool(bf16)):
+            losses = loss_of(*images, teacher_forcing)
+        (losses["mse"] + losses["kld"]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def pose(args):
+    """Time a training step of the pose model, 16 frames of 32 x 64, against its step-by-step reference."""
+    device = choose_device(args.device)
+    torch.backends.cudnn.benchmark = True
+    rows = []
+    for batch, teacher_forcing in itertools.product(args.batch_size, (False, True)):
+        steps = {stage[0]: make_pose_step(stage, batch, teacher_forcing, device) for stage in POSE_STAGES}
+        seconds = interleaved(steps, device, args.repeats)
+        for name in steps:
+            rows.append({
+                "mode": "teacher-forced" if teacher_forcing else "free-running", "batch": batch, "variant": name, "ms": 1000 * seconds[name],
+                "frames/s": 16 * batch / seconds[name], "times faster": seconds[POSE_STAGES[0][0]] / seconds[name],
+            })  # fmt: skip
+    report(args, "pose", f"16 frames of 32 x 64, the document's sizes, medians of {args.repeats}", rows)
 
 
 def reference_best_of_n(model, frames, cond, n_samples):
@@ -327,7 +378,7 @@ def data(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (train, predict, data):
+    for function in (train, pose, predict, data):
         command = commands.add_parser(
             function.__name__, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
@@ -340,6 +391,8 @@ def main():
             batches = [16, 100] if torch.cuda.is_available() else [4, 16]
             command.add_argument("--batch_size", type=int, nargs="+", default=batches, help="clips a step")
             command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
+        elif function is pose:
+            command.add_argument("--batch_size", type=int, nargs="+", default=[2], help="clips a step")
         elif function is data:
             command.add_argument("--data_root", default="data/pushing_sample", help="data set in the folder layout")
             command.add_argument("--n_clips", type=int, default=128, help="training clips to use")

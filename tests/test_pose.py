@@ -196,7 +196,7 @@ def test_a_window_is_the_same_frames_and_drawings(dancer):
     data = PoseDataset(dancer, "train", 6)
     assert len(data) == 6 and data.cond_dim == 3  # three in each recording of 20 frames
     for key in (0, 4, (3, 0.5), (5, 0.999)):
-        start = data.start(key)
+        start = data.window(key).start
         for kind, found in zip(("img", "label"), data[key]):
             expected = [np.asarray(Image.open(dancer / f"train/train_{kind}/{t}.png")) for t in range(start, start + 6)]
             assert found.dtype == torch.uint8 and np.array_equal(found, expected)
@@ -207,10 +207,24 @@ def test_a_window_is_the_same_frames_and_drawings(dancer):
 
 def test_windows_start_anywhere_and_never_cross_a_cut(dancer):
     data = PoseDataset(dancer, "train", 6)
-    starts = {data.start((i, u)) for i in range(len(data)) for u in np.linspace(0, 1, 200, endpoint=False)}
-    assert starts == {*range(0, 15), *range(20, 35)}
-    assert [data.start(i) for i in range(6)] == [0, 7, 14, 20, 27, 34]  # evaluation: evenly spread, first to last frame
-    assert data.name(4) == "frames 27-32"
+    keys = [(i, u) for i in range(len(data)) for u in np.linspace(0, 1, 200, endpoint=False)]
+    assert {data.window(key).start for key in keys} == {*range(0, 15), *range(20, 35)}
+    assert {data.window(key).step for key in keys} == {1}
+    # In evaluation evenly spread, from the first frame to the last.
+    assert [data.window(i).start for i in range(6)] == [0, 7, 14, 20, 27, 34] and data.name(4) == "frames 27-32"
+
+
+def test_strides(dancer):
+    """Every stride up to the largest that fits, none across a cut, and the last frame of a recording is reached by each."""
+    data = PoseDataset(dancer, "train", 6, max_stride=9)
+    windows = [range(40)[data.window((i, u))] for i in range(6) for u in np.random.default_rng(0).random(2000)]
+    assert {w.step for w in windows} == {1, 2, 3} and {len(w) for w in windows} == {6}
+    assert all(w[0] // 20 == w[-1] // 20 for w in windows)
+    for step in (1, 2, 3):
+        starts = [w[0] for w in windows if w.step == step]
+        assert set(starts) == {*range(20 - 5 * step), *range(20, 40 - 5 * step)}
+        assert 0.28 < len(starts) / len(windows) < 0.39
+    assert [len(data[i][0]) for i in range(6)] == [6] * 6 and data.window(4).step == 1
 
 
 @pytest.mark.parametrize("cuts, recordings", [(None, [0, 20]), ([5, 30], [0, 5, 30]), ([20], [0, 20])])
@@ -441,7 +455,7 @@ def test_data_and_checkpoints_of_the_other_kind(trained, dancer, tiny_data, tmp_
 def test_real_recordings(tmp_path):
     """630 frames of validation, 32 x 64; three training recordings."""
     data = PoseDataset(REAL / "dance", "train", 630, [630, 1260])
-    assert [data.start(i) for i in range(len(data))] == [0, 630, 1260] and data.frames.shape == (1890, 32, 64, 3)
+    assert [data.window(i).start for i in range(len(data))] == [0, 630, 1260] and data.frames.shape == (1890, 32, 64, 3)
     flags = ["--cuts", "630,1260", "--niter", 1, "--epoch_size", 1, *TINY, "--log_dir", tmp_path]
     result = run("train_pose.py", "--data_root", REAL / "dance", *flags)
     assert result.returncode == 0, result.stderr
