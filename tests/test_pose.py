@@ -241,12 +241,12 @@ def test_cuts(dancer, tmp_path, cuts, recordings):
 
 
 def test_fast_train_draws_from_a_share_of_the_clips():
-    sampler = ClipSampler(10, 2, share=lambda epoch: 0.4 if epoch <= 1 else 1.0)
+    sampler = ClipSampler(10, 2, part=lambda epoch: 0.4 if epoch <= 1 else 1.0)
     for epoch, n in ((0, 4), (1, 4), (2, 10)):
         sampler.start(epoch)
         assert sampler.n_batches == len(sampler) == n // 2
         assert sorted(i for batch in sampler for i, _ in batch) == list(range(n))
-    assert {i for batch in ClipSampler(10, 2, 9, share=lambda _: 0.3).keys(0) for i, _ in batch} == {0, 1, 2}
+    assert {i for batch in ClipSampler(10, 2, 9, part=lambda _: 0.3).keys(0) for i, _ in batch} == {0, 1, 2}
 
 
 # The commands.
