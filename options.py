@@ -295,6 +295,10 @@ def parse_training(parser, argv=None):
         given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent)))
         given = {name: value for name, value in vars(given).items() if value is not absent}
         run = load_checkpoint(Path(args.resume) / "last.pt")["args"]
+        if (args.cond == "pose") != (run.get("cond") == "pose"):
+            raise UserError(
+                f"--resume {args.resume}: its condition is {run.get('cond')}; resume it with the command that began it"
+            )
         for name, value in vars(args).items():
             if name in run and value is not None and type(run[name]) is not type(value):
                 raise UserError(
