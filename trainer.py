@@ -53,7 +53,7 @@ def fit(make_model, train_set, val_set, args):
         ) from None
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, args, device)
-    state = {"epoch": 0, "step": 0, "sums": [0.0] * 4, "seconds": 0.0, "best_psnr": -1.0, "history": []}
+    state = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": []}
     state |= {"bad_clips": [], "commands": []}
     if checkpoint:
         try:
@@ -73,7 +73,7 @@ def fit(make_model, train_set, val_set, args):
         for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
-    sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
+    sums = dict(state["sums"])  # over the epoch's steps: loss, what model.loss names, KL weight
 
     sampler = ClipSampler(len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start)
     train_loader = make_loader(train_set, args.num_workers, device, batch_sampler=sampler)
@@ -97,7 +97,7 @@ def fit(make_model, train_set, val_set, args):
     def save(name="last.pt"):
         nonlocal saved
         content = {"model": model.config, "args": plain(args), "state_dict": model.state_dict()}
-        content["state"] = state | {"sums": sums.tolist()}
+        content["state"] = state | {"sums": {name: float(value) for name, value in sums.items()}}
         if not all(value.isfinite().all() for value in content["state_dict"].values()):
             raise UserError(
                 f"epoch {state['epoch'] + 1}, step {state['step']}: weights or BatchNorm statistics are not finite, and {run}/{name}"
@@ -158,15 +158,16 @@ def fit(make_model, train_set, val_set, args):
                         f" were left as they are; lower --lr, or look at the clips: {clips}"
                     )
                 optimizer.step()
-                with torch.no_grad():
-                    sums += torch.stack([loss, losses["mse"], losses["kld"], loss.new_tensor(weight)])
+                for name, value in {"loss": loss, **losses}.items():
+                    sums[name] = sums.get(name, 0) + value.detach().double()
+                sums["beta"] = sums.get("beta", 0) + weight
                 state["step"] += 1
                 state["seconds"] = time.perf_counter() - began
                 if state["seconds"] - shown > 1:  # reading the sums makes the host wait for the device
                     shown = state["seconds"]
-                    mean = (sums / state["step"]).tolist()
+                    mean = {name: float(value) / state["step"] for name, value in sums.items()}
                     bar.set_postfix_str(
-                        f"loss={mean[0]:.4f} mse={mean[1]:.4f} kld={mean[2]:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
+                        f"loss={mean['loss']:.4f} mse={mean['mse']:.4f} kld={mean['kld']:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
                         refresh=False,
                     )
                 due = save_steps and state["step"] % save_steps == 0 and state["step"] < sampler.n_batches
@@ -176,10 +177,9 @@ def fit(make_model, train_set, val_set, args):
                     bar.close()
                     print(f"stopped by {stop[0].name} in epoch {epoch + 1}; go on with --resume {run}", file=sys.stderr)
                     return 128 + stop[0]
-            mean = (sums / state["step"]).tolist()
-            row = dict.fromkeys(COLUMNS, "") | dict(
-                epoch=epoch + 1, loss=mean[0], mse=mean[1], kld=mean[2], beta=mean[3], tfr=tfr, lr=args.lr, seconds=state["seconds"],
-                frames_per_second=state["step"] * n_frames / state["seconds"],
+            mean = {name: float(value) / state["step"] for name, value in sums.items()}
+            row = dict.fromkeys(COLUMNS, "") | mean | dict(
+                epoch=epoch + 1, tfr=tfr, lr=args.lr, seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
                 with autocast(device, precision):
@@ -189,7 +189,7 @@ def fit(make_model, train_set, val_set, args):
                 show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", val_set, pictures, model.n_past)
             # In this order: whatever a kill cuts off here, resuming from the old last.pt writes again.
             state.update(epoch=epoch + 1, step=0, seconds=0.0, history=state["history"] + [row])
-            sums.zero_()
+            sums.clear()
             write_log(run / "log.csv", state["history"])
             visualize.plot_curves(
                 run / "curves.png", state["history"], args.beta, f"{run.name}: {val_set.root.name}, --cond {args.cond}"
@@ -296,7 +296,7 @@ def show_clips(path, dataset, pictures, n_past, most=4):
 def write_log(path, history):
     """Write the rows of log.csv."""
     with writing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, history[0])  # COLUMNS, and what else model.loss names
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
 

@@ -271,7 +271,9 @@ class SVG(nn.Module):
         posteriors = [[many(p) for p in q] for q in self.posteriors(*truth)] if len(truth[0]) else None
 
         c, source, predicted = many(c), many(h[:1]), []
-        level_skips = [many(s[-1:]) for s in self.level_skips(skips)]  # of the source frame; no step before it is decoded
+        level_skips = [
+            many(s[-1:]) for s in self.level_skips(skips)
+        ]  # of the source frame; no step before it is decoded
         state = prior_state = None
         for i in range(1, n_past + n_future):
             at = slice(i - 1, i)
