@@ -155,7 +155,7 @@ class SVG(nn.Module):
         return {first + j: [t[j] for t in terms] for j in range(n)}
 
     def level_skips(self, skips):
-        """The skips that the levels read, coarse to fine."""
+        """Those of the skips that the levels read, coarse to fine."""
         return skips[::-1][: len(self.levels)]
 
     def posteriors(self, h, skips):
@@ -202,7 +202,7 @@ class SVG(nn.Module):
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
         n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
-        steps, source, source_skips = range(1, n_given + 1), h[:n_given], [s[:n_given] for s in skips]
+        steps, source, level_skips = range(1, n_given + 1), h[:n_given], [s[:n_given] for s in self.level_skips(skips)]
         state = prior_state = None
         predicted, priors = [], [[] for _ in q]
         while True:
@@ -214,16 +214,17 @@ class SVG(nn.Module):
             g, state = self.frame_predictor(torch.cat([c[at], source, z[0][at]], -1), state)
 
             def latent(k, d):
-                priors[k + 1].append(self.levels[k].prior(self.level_skips(source_skips)[k], d))
+                priors[k + 1].append(self.levels[k].prior(level_skips[k], d))
                 return z[k + 1][at]
 
             predicted.append(self.decode(g, c[at], terms, steps, latent))
             if steps[-1] == n_steps:
                 break
             steps = range(steps[-1] + 1, steps[-1] + 2)
-            source, source_skips = self.encode(predicted[-1][-1:], c[steps[0] - 1 : steps[0]])
+            source, skips = self.encode(predicted[-1][-1:], c[steps[0] - 1 : steps[0]])
+            level_skips = self.level_skips(skips)
             if self.last_frame_skip:
-                terms = self.skip_terms(source_skips, first=steps[0] - 1)
+                terms = self.skip_terms(skips, first=steps[0] - 1)
 
         klds = []
         for (mu, logvar), p in zip(q, priors):
@@ -268,12 +269,10 @@ class SVG(nn.Module):
         truth = h[1:], [s[1:] for s in skips]
         if target is not None:
             truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
-        posteriors = [[many(p) for p in q] for q in self.posteriors(*truth)] if len(truth[0]) else None
+        q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
 
         c, source, predicted = many(c), many(h[:1]), []
-        level_skips = [
-            many(s[-1:]) for s in self.level_skips(skips)
-        ]  # of the source frame; no step before it is decoded
+        level_skips = [many(s[-1:]) for s in self.level_skips(skips)]  # of the first source frame whose step is decoded
         state = prior_state = None
         for i in range(1, n_past + n_future):
             at = slice(i - 1, i)
@@ -281,7 +280,7 @@ class SVG(nn.Module):
             if self.prior is not None:
                 mu, logvar, prior_state = self.prior(source, prior_state)
             if i < n_past or target is not None:
-                mu, logvar = [p[at] for p in posteriors[0]]
+                mu, logvar = [p[at] for p in q[0]]
             z = reparameterize(mu, logvar, noise[0][at])
             g, state = self.frame_predictor(torch.cat([c[at], source, z], -1), state)
             if i < n_past:
@@ -291,7 +290,7 @@ class SVG(nn.Module):
             def latent(k, d):
                 mu, logvar = self.levels[k].prior(level_skips[k], d)
                 if target is not None:
-                    mu, logvar = [p[at] for p in posteriors[k + 1]]
+                    mu, logvar = [p[at] for p in q[k + 1]]
                 return reparameterize(mu, logvar, noise[k + 1][at])
 
             predicted.append(self.decode(g, c[at], terms, [i], latent))
