@@ -102,6 +102,13 @@ def training_parser(description):
     run.add_argument("--batch_size", type=count, default=16, help="clips a step")
     run.add_argument("--seed", type=natural, default=1, help="of weights, data order, noise and teacher forcing")
     add_machine(run)
+    run.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="compile the networks with torch.compile in this mode, for a GPU; reduce-overhead uses CUDA graphs",
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument(

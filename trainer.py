@@ -32,6 +32,7 @@ from utils import (
     load_checkpoint,
     save_checkpoint,
     seed_everything,
+    tune,
     write_json,
     writing,
 )
@@ -56,7 +57,7 @@ def fit(make_model, train_set, val_set, args):
         )
     precision = choose_precision(args.precision, device)
     seed_everything(args.seed)
-    torch.backends.cudnn.benchmark = True
+    tune(device)
     try:
         model = make_model()
     except (RuntimeError, MemoryError) as error:
@@ -64,6 +65,9 @@ def fit(make_model, train_set, val_set, args):
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower --width, --g_dim, --z_dim or --rnn_size"
         ) from None
     model.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        for network in model.children():
+            network.compile(dynamic=False, mode=args.compile)
     objective = distributed.wrap(Objective(model), device)
     optimizer = make_optimizer(model, args, device)
     state = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": []}
