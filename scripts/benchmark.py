@@ -37,18 +37,10 @@ from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 import metrics  # noqa: E402
 import models.vgg64  # noqa: E402
 import trainer  # noqa: E402
+import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG  # noqa: E402
-from utils import (
-    M_MMAP_MAX,
-    M_MMAP_THRESHOLD,
-    M_TRIM_THRESHOLD,
-    autocast,
-    choose_device,
-    choose_precision,
-    run_command,
-    tune,
-)  # noqa: E402
+from utils import autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
 def matmul_rate(device, dtype, n=4096):
@@ -111,7 +103,11 @@ def kept_memory(active):
     finally:
         if active:
             libc = ctypes.CDLL(None)
-            for name, value in ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20)):
+            for name, value in (
+                (utils.M_MMAP_MAX, 65536),
+                (utils.M_MMAP_THRESHOLD, 32 << 20),
+                (utils.M_TRIM_THRESHOLD, 64 << 20),
+            ):
                 libc.mallopt(name, value)
             libc.malloc_trim(0)
 
