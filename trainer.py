@@ -91,9 +91,7 @@ def fit(make_model, train_set, val_set, args):
                 leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
     sums = dict(state["sums"])  # over the epoch's steps: the loss, what model.loss names, the KL weight
-    failure = torch.tensor(
-        [0.0, 0.0], dtype=torch.float64, device=device
-    )  # step (from 1) and loss, once one is not finite
+    failure = torch.zeros(2, dtype=torch.float64, device=device)  # step (from 1) and loss, once one is not finite
 
     sampler = ClipSampler(
         len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, share=distributed.share
@@ -190,7 +188,7 @@ def fit(make_model, train_set, val_set, args):
                     loss, losses = objective(frames, cond, teacher_forcing, weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                values = {"loss": loss.detach(), **losses, "beta": loss.new_tensor(weight)}
+                values = {"loss": loss.detach(), **losses, "beta": torch.full_like(loss, weight)}
                 means = distributed.average_(torch.stack(list(values.values())))
                 update(optimizer, args.grad_clip, failure, state["step"], means[0])
                 sums = {name: sums.get(name, 0) + value for name, value in zip(values, means.double())}
@@ -220,9 +218,9 @@ def fit(make_model, train_set, val_set, args):
                 with autocast(device, precision):
                     scores, pictures = metrics.evaluate(model, load(val_loader), seed=args.seed, clips=val_keys)
                 parts, shown_clips = zip(*distributed.gather((scores, pictures[:N_SHOWN])))
-                mean = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
-                row |= {"psnr": mean("sample", "psnr"), "ssim": mean("sample", "ssim")}
-                row["copy_last_psnr"] = mean("copy_last", "psnr")
+                of_all = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
+                row |= {"psnr": of_all("sample", "psnr"), "ssim": of_all("sample", "ssim")}
+                row["copy_last_psnr"] = of_all("copy_last", "psnr")
                 if rank == 0:
                     pictures = [p for clips in itertools.zip_longest(*shown_clips) for p in clips if p][:N_SHOWN]
                     show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", pictures, model.n_past)
