@@ -14,7 +14,7 @@ import options
 import visualize
 from dataset import batches, make_loader, open_split
 from models import build
-from utils import UserError, autocast, choose_device, choose_precision, load_checkpoint, run_command, write_json
+from utils import UserError, autocast, choose_device, choose_precision, load_checkpoint, run_command, tune, write_json
 
 
 def get_parser():
@@ -58,6 +58,7 @@ def load_model(path):
 def main():
     args = get_parser().parse_args()
     device = choose_device(args.device)
+    tune(device)
     precision = choose_precision(args.precision, device)
     model, trained = load_model(args.model_path)
     root, cond, n_future = args.data_root or trained["data_root"], trained["cond"], args.n_future or trained["n_future"]
