@@ -187,7 +187,7 @@ def training_parser(description):
 
     optimiser = parser.add_argument_group("optimiser")
     optimiser.add_argument("--lr", type=positive, default=1e-3, help="learning rate")
-    optimiser.add_argument("--beta1", type=share, default=0.9, help="momentum term")
+    optimiser.add_argument("--beta1", type=number(float, 0, 1 - 1e-6), default=0.9, help="momentum term")
     optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
     optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")
 
