@@ -273,7 +273,7 @@ def add_optimiser(parser):
         "--lr_milestones", type=natural, nargs="*", default=[], metavar="EPOCH", help="epochs at which it is lowered"
     )
     optimiser.add_argument("--lr_gamma", type=share, default=0.1, help="what each of them multiplies it by")
-    optimiser.add_argument("--beta1", type=share, default=0.9, help="momentum term")
+    optimiser.add_argument("--beta1", type=number(float, 0, 1 - 1e-6), default=0.9, help="momentum term")
     optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
     optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")
 
