@@ -310,6 +310,8 @@ def test_a_run_directory(trained):
     rows = list(csv.DictReader(open(trained / "log.csv")))
     assert [float(row["tfr"]) for row in rows] == [1, 0] and [float(row["beta"]) for row in rows] == [0.01, 1]
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-5])
+    (group,) = torch.load(trained / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(1e-5)
     for row in rows:
         assert float(row["loss"]) == pytest.approx(float(row["mse"]) + float(row["beta"]) * float(row["kld"]), rel=1e-4)
         assert float(row["psnr"]) > 0 and float(row["copy_last_psnr"]) > 0
@@ -354,8 +356,12 @@ def test_test_is_generate_on_the_validation_set(trained, dancer, tmp_path):
 
 def test_stopped_and_resumed_ends_alike(dancer, tmp_path):
     """SIGTERM within an epoch, then --resume: weights and log as those of a run that was left alone, bit for bit."""
-    flags = ["--data_root", dancer, "--niter", 3, "--tfr", 0.5, *FLAGS]
+    flags = ["--data_root", dancer, "--niter", 3, "--tfr", 0.5, "--max_stride", 3, *FLAGS, "--epoch_size", 0]
+    flags += ["--fast_train", "--fast_train_epoch", 0]
     assert run("train_pose.py", *flags, "--log_dir", tmp_path / "left alone").returncode == 0
+    rows = list(csv.DictReader(open(tmp_path / "left alone/log.csv")))
+    frames = [float(row["seconds"]) * float(row["frames_per_second"]) for row in rows]
+    assert frames == pytest.approx([2 * 2 * 4, 5 * 2 * 4, 5 * 2 * 4], rel=1e-3)  # 4 of 10 windows, then all; 2 a step
     process = subprocess.Popen(
         [sys.executable, "train_pose.py", *map(str, flags), "--log_dir", tmp_path / "run"],
         cwd=ROOT,
@@ -444,6 +450,7 @@ def test_data_and_checkpoints_of_the_other_kind(trained, dancer, tiny_data, tmp_
     generate = ["generate.py", "--model_path", trained / "best.pt", *flags]
     refused(call(*generate, "--data_root", tiny_data), "no recording", "test_img/0.png")
     refused(call(*generate, "--n_future", 20), "20 frames, 21 wanted")
+    refused(call(*generate, "--cuts", 60), "--cuts: 60 is beyond the 60 frames")
     with pytest.raises(UserError, match="--cuts"):
         open_split(tiny_data, "train", 4, cuts=[3])
     assert not (tmp_path / "out").exists()
