@@ -221,12 +221,9 @@ class PoseCVAE(nn.Module):
             if target is not None:
                 future = self.encode_frame(target[:, at].transpose(0, 1))
                 z = reparameterize(*self.Gaussian_Predictor(future, label), z)
-            labels, noises = (
-                self.Decoder_Fusion.label(label).split(batch),
-                self.Decoder_Fusion.noise(z).split(len(frame)),
-            )
-            for label, noise in zip(labels, noises):
-                condition = label.repeat(n_samples, 1, 1, 1) + noise
+            labels, noise = self.Decoder_Fusion.label(label), self.Decoder_Fusion.noise(z)
+            for label_i, noise_i in zip(labels.split(batch), noise.split(len(frame))):
+                condition = label_i.repeat(n_samples, 1, 1, 1) + noise_i
                 frame = self.step(self.encode_frame(frame[None]), condition)
                 predicted.append(frame)
         return torch.stack(predicted, 1).unflatten(0, (n_samples, batch))
@@ -241,16 +238,15 @@ def noise_steps(n_samples, batch, shape, generator, like):
     if isinstance(generator, (list, tuple)):
         seeds = [torch.randint(2**62, (1,), generator=g).item() for _ in range(n_samples) for g in generator]
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # Step by step, as a call's values depend on how many it draws.
         step = lambda: torch.stack([torch.randn(shape, generator=g) for g in streams])
-        return lambda n: torch.stack([step() for _ in range(n)]).to(
-            like
-        )  # step by step: a call's size changes its values
+        return lambda n: torch.stack([step() for _ in range(n)]).to(like)
     device = generator.device if generator is not None else like.device
     return lambda n: torch.randn(n, n_samples * batch, *shape, generator=generator, device=device).to(like)
 
 
 def init_weights(model):
-    """Normal weights that keep the scale of activations, zero biases; residual branches and the posterior's log-variance start at 0."""
+    """Normal weights that keep the scale of activations, zero biases; residual blocks start as the identity, the posterior as the prior."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, 0.1)
