@@ -336,10 +336,14 @@ def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0):
 
 
 class ClipSampler:
-    """Batches of dataset keys (i, u). A pure function of (seed, epoch), so that a resumed epoch goes on where it stopped."""
+    """Batches of dataset keys (i, u). A pure function of (seed, epoch), so that a resumed epoch goes on where it stopped.
 
-    def __init__(self, n_clips, batch_size, n_batches=0, seed=0, random_start=True):
+    share(keys) is the part of a batch that this process loads.
+    """
+
+    def __init__(self, n_clips, batch_size, n_batches=0, seed=0, random_start=True, share=list):
         self.n_clips, self.batch_size, self.seed, self.random_start = n_clips, batch_size, seed, random_start
+        self.share = share
         self.n_batches = n_batches or max(1, n_clips // batch_size)
         self.epoch = self.first = 0
 
@@ -360,7 +364,7 @@ class ClipSampler:
         return [keys[b : b + self.batch_size] for b in range(0, n, self.batch_size)]
 
     def __iter__(self):
-        return iter(self.keys(self.epoch)[self.first :])
+        return map(self.share, self.keys(self.epoch)[self.first :])
 
 
 class _Careful(Dataset):
@@ -445,15 +449,41 @@ def make_loader(dataset, num_workers, device, **kwargs):
     )
 
 
+def upload(loader, device):
+    """The loader's items, tensors on the device; a GPU receives one while it computes on the one before."""
+    if device.type != "cuda":
+        for batch, errors in loader:
+            yield batch and [x.to(device) for x in batch], errors
+        return
+    copying, ahead = torch.cuda.Stream(device), deque()
+
+    def next_in_line():
+        batch, errors, copied = ahead.popleft()
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(copied)
+        for x in batch or ():
+            x.record_stream(computing)  # else its memory would go to the copy after next too soon
+        return batch, errors
+
+    for batch, errors in loader:
+        with torch.cuda.stream(copying):
+            batch = batch and [x.to(device, non_blocking=True) for x in batch]
+        ahead.append((batch, errors, copying.record_event()))
+        if len(ahead) > 1:
+            yield next_in_line()
+    while ahead:
+        yield next_in_line()
+
+
 def batches(loader, device, skip=None):
     """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D).
 
     A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left.
     """
-    for batch, errors in loader:
+    for batch, errors in upload(loader, device):
         if errors and (skip is None or batch is None):
             raise errors[0]
         for error in errors:
             skip(error)
-        frames, cond = (x.to(device, non_blocking=True) for x in batch)
+        frames, cond = batch
         yield frames.permute(0, 1, 4, 2, 3).float().div_(255), cond

@@ -18,7 +18,7 @@ from utils import autocast, choose_device, choose_precision, load_model, run_com
 
 
 def get_parser():
-    parser = options.make_parser(__doc__)
+    parser = options.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
     parser.add_argument("--split", default="test", help="train, validate or test")

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 
 import torch
 from scipy import stats
@@ -62,16 +63,17 @@ def copy_last(past, n_future):
     return past[None, :, -1:].expand(-1, -1, n_future, -1, -1, -1)
 
 
-def evaluate(model, loaded, n_samples=1, seed=0, progress=None):
+def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
     """Score a model on the clips that the iterator `loaded` gives as (frames (B, T, 3, H, W), cond (B, T, D)).
 
     Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
     pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}. Clip k's noise depends on seed and
-    k alone. progress(n) is told of n more futures.
+    k alone; `clips` are their numbers, 0, 1, ... by default. progress(n) is told of n more futures.
     """
     scores, pictures = [], []
+    clips = clips or range(sys.maxsize)
     for frames, cond in loaded:
-        seeds = [seed * 1_000_003 + len(pictures) + b for b in range(len(frames))]
+        seeds = [seed * 1_000_003 + k for k in clips[len(pictures) :][: len(frames)]]
         found, shown = evaluate_batch(model, frames, cond, n_samples, seeds, progress or (lambda n: None))
         scores.append(found)
         pictures += shown

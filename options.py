@@ -40,7 +40,7 @@ def save_interval(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps (200) nor of minutes (10m)") from None
 
 
-count, natural = number(int, 1), number(int, 0)
+count, natural = number(int, 1, 2**31 - 1), number(int, 0, 2**31 - 1)
 share, positive = number(float, 0, 1), number(float, 0, sys.float_info.max)
 
 
@@ -52,9 +52,14 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if nothing else super()._get_help_string(action)
 
 
-def make_parser(description):
-    """A parser in which a misspelt flag is an error rather than an abbreviation."""
-    return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False)
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and in which a misspelt flag is one rather than an abbreviation."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
 def add_machine(group):
@@ -69,7 +74,7 @@ def add_machine(group):
 
 def training_parser(description):
     """Options of the SVG training commands."""
-    parser = make_parser(description)
+    parser = Parser(description)
 
     data = parser.add_argument_group("data")
     data.add_argument("--data_root", "--DR", default="data/pushing_sample", help="folder with train, validate and test")
@@ -105,9 +110,13 @@ def training_parser(description):
     model.add_argument("--g_dim", type=count, default=128, help="size of the encoder's and the predictor's vectors")
     model.add_argument("--z_dim", type=count, default=64, help="size of the latents")
     model.add_argument("--rnn_size", type=count, default=256, help="hidden size of every LSTM")
-    model.add_argument("--predictor_rnn_layers", type=count, default=2, help="LSTM layers of the frame predictor")
-    model.add_argument("--posterior_rnn_layers", type=count, default=1, help="LSTM layers of the posterior")
-    model.add_argument("--prior_rnn_layers", type=count, default=1, help="LSTM layers of a learned prior")
+    model.add_argument(
+        "--predictor_rnn_layers", type=number(int, 1, 64), default=2, help="LSTM layers of the frame predictor"
+    )
+    model.add_argument(
+        "--posterior_rnn_layers", type=number(int, 1, 64), default=1, help="LSTM layers of the posterior"
+    )
+    model.add_argument("--prior_rnn_layers", type=number(int, 1, 64), default=1, help="LSTM layers of a learned prior")
     model.add_argument("--last_frame_skip", action="store_true", help="skips from frame i-1 always, given or predicted")
     model.add_argument(
         "--skip_frame",

@@ -1,7 +1,12 @@
-"""The training loop. It knows a model only by `loss`, `predict`, `reconstruct`, `n_past` and `config`."""
+"""The training loop. It knows a model only by `loss`, `predict`, `reconstruct`, `n_past` and `config`.
+
+A step's random numbers are a function of (seed, epoch, step, rank) and so is its batch: a resumed run needs no more than the
+weights, the optimiser and its place to go on as if it had not stopped.
+"""
 
 import contextlib
 import csv
+import itertools
 import os
 import random
 import signal
@@ -10,10 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
+import distributed
 import metrics
 import schedules
 import visualize
@@ -30,28 +36,35 @@ from utils import (
     writing,
 )
 
+N_SHOWN = 4  # clips of a validation picture
 COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
 
 
 def fit(make_model, train_set, val_set, args):
     """Train make_model() by args (see options.py) into args.log_dir; returns the exit status."""
     run = Path(args.resume or args.log_dir)
-    checkpoint = load_checkpoint(run / "last.pt", "optimizer", "rng", "state") if args.resume else None
+    checkpoint = load_checkpoint(run / "last.pt", "optimizer", "state") if args.resume else None
     if not args.resume and (run / "last.pt").exists():
         raise UserError(
             f"--log_dir {run}: holds a training already; go on with --resume {run} or choose another folder"
         )
-    device = choose_device(args.device)
+    device = distributed.join(choose_device(args.device))
+    rank, n_ranks = distributed.rank(), distributed.size()
+    if args.batch_size % n_ranks or len(val_set) < n_ranks:
+        raise UserError(
+            f"--batch_size {args.batch_size}, {len(val_set)} validation clips: {n_ranks} processes need a multiple, and a clip each"
+        )
     precision = choose_precision(args.precision, device)
     seed_everything(args.seed)
     torch.backends.cudnn.benchmark = True
     try:
         model = make_model()
-    except (RuntimeError, MemoryError, OverflowError) as error:
+    except (RuntimeError, MemoryError) as error:
         raise UserError(
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower --width, --g_dim, --z_dim or --rnn_size"
         ) from None
     model.to(device, memory_format=torch.channels_last)
+    objective = distributed.wrap(Objective(model), device)
     optimizer = make_optimizer(model, args, device)
     state = {"epoch": 0, "step": 0, "sums": [0.0] * 4, "seconds": 0.0, "best_psnr": -1.0, "history": []}
     state |= {"bad_clips": [], "commands": []}
@@ -63,39 +76,53 @@ def fit(make_model, train_set, val_set, args):
             if any(type(checkpoint["state"].get(key)) is not type(value) for key, value in state.items()):
                 raise TypeError("its state is not complete")
             state = checkpoint["state"]
-            set_rng_state(checkpoint["rng"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{run}/last.pt: cannot be resumed ({str(error).splitlines()[0]}); was it written by another version?"
             ) from None
         for group in optimizer.param_groups:
             group["lr"] = args.lr
-        for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        if rank == 0:
+            for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
     sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
+    failure = torch.tensor(
+        [0.0, 0.0], dtype=torch.float64, device=device
+    )  # step (from 1) and loss, once one is not finite
 
-    sampler = ClipSampler(len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start)
+    sampler = ClipSampler(
+        len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, share=distributed.share
+    )
     train_loader = make_loader(train_set, args.num_workers, device, batch_sampler=sampler)
-    val_loader = make_loader(val_set, 0, device, batch_size=args.batch_size)
-    n_params = sum(p.numel() for p in model.parameters())
-    print(
-        f"{run}: {n_params / 1e6:.2f} M parameters, {len(train_set)} + {len(val_set)} clips, {device}, {str(precision)[6:]}"
-    )
-    write_json(
-        run / "args.json",
-        {
-            "commands": state["commands"],
-            "args": plain(args),
-            "model": model.config,
-            "parameters": n_params,
-            "torch": torch.__version__,
-            "commit": git_commit(),
-        },
-    )
+    val_keys = distributed.share(range(len(val_set)))
+    val_loader = make_loader(val_set, 0, device, batch_sampler=BatchSampler(val_keys, args.batch_size, drop_last=False))
+    if rank == 0:
+        about = {"commands": state["commands"], "args": plain(args), "model": model.config}
+        about |= {"parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}
+        about |= {"device": str(device), "processes": n_ranks, "commit": git_commit()}
+        write_json(run / "args.json", about)
+        print(
+            f"{run}: {about['parameters'] / 1e6:.2f} M parameters, {len(train_set)} + {len(val_set)} clips,"
+            f" {n_ranks} x {device.type}, {str(precision)[6:]}"
+        )
+
+    def check():
+        """Wait for the device, and stop if a step failed on it; the weights are those of before that step."""
+        step, loss = failure.tolist()
+        if step:
+            batch = sampler.keys(state["epoch"])[int(step) - 1]
+            clips = ", ".join(sorted({train_set.name(i) for i, _ in batch}))
+            raise UserError(
+                f"epoch {state['epoch'] + 1}, step {step:.0f}: the loss {loss:g} or its gradient is not finite, and the weights"
+                f" were left as they are; lower --lr, or look at the clips: {clips}"
+            )
 
     def save(name="last.pt"):
         nonlocal saved
+        check()
+        if rank > 0:
+            return
         content = {"model": model.config, "args": plain(args), "state_dict": model.state_dict()}
         content["state"] = state | {"sums": sums.tolist()}
         if not all(value.isfinite().all() for value in content["state_dict"].values()):
@@ -104,7 +131,7 @@ def fit(make_model, train_set, val_set, args):
                 " was left as it is; lower --lr"
             )
         if name == "last.pt":
-            content |= {"optimizer": optimizer.state_dict(), "rng": get_rng_state()}
+            content["optimizer"] = optimizer.state_dict()
             saved = time.monotonic()
         save_checkpoint(run / name, content)
 
@@ -123,10 +150,16 @@ def fit(make_model, train_set, val_set, args):
             save()
             raise
 
+    def stopped(number):
+        if rank == 0:
+            at = f"epoch {state['epoch'] + 1}, step {state['step']}"
+            print(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}", file=sys.stderr)
+        return 128 + number
+
     saved = time.monotonic()
     save_steps, save_minutes = args.save_every
 
-    with deferred_signals() as stop:
+    with deferred_signals() as stop, distributed.lost_ranks(run):
         while state["epoch"] < args.niter:
             epoch = state["epoch"]
             tfr = teacher_forcing_ratio(args, epoch)
@@ -140,70 +173,107 @@ def fit(make_model, train_set, val_set, args):
                 initial=state["step"],
                 leave=False,
                 mininterval=0.3 if sys.stderr.isatty() else 10,
+                disable=rank > 0,
             )
             model.train()
             for frames, cond in bar:
+                random.seed(f"{args.seed} {epoch} {state['step']}")
+                teacher_forcing = random.random() < tfr  # the same on every rank
+                seed_everything(random.getrandbits(31) + rank)
                 weight = args.beta * kl_weight(args, epoch, state["step"], sampler.n_batches)
-                teacher_forcing = random.random() < tfr
+                state["step"] += 1
                 with autocast(device, precision):
-                    losses = model.loss(frames, cond, teacher_forcing)
-                loss = losses["mse"] + (weight * losses["kld"] if weight else 0)  # 0 x inf would be NaN
+                    loss, losses = objective(frames, cond, teacher_forcing, weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))
-                if not torch.isfinite(norm):
-                    clips = ", ".join(sorted({train_set.name(i) for i, _ in sampler.keys(epoch)[state["step"]]}))
-                    raise UserError(
-                        f"epoch {epoch + 1}, step {state['step'] + 1}: the loss {loss.item():g} or its gradient is not finite, and the weights"
-                        f" were left as they are; lower --lr, or look at the clips: {clips}"
-                    )
-                optimizer.step()
-                with torch.no_grad():
-                    sums += torch.stack([loss, losses["mse"], losses["kld"], loss.new_tensor(weight)])
-                state["step"] += 1
+                means = distributed.average_(torch.stack([loss.detach(), *losses, loss.new_tensor(weight)]))
+                update(optimizer, args.grad_clip, failure, state["step"], means[0])
+                sums += means
                 state["seconds"] = time.perf_counter() - began
                 if state["seconds"] - shown > 1:  # reading the sums makes the host wait for the device
                     shown = state["seconds"]
+                    check()
                     mean = (sums / state["step"]).tolist()
                     bar.set_postfix_str(
                         f"loss={mean[0]:.4f} mse={mean[1]:.4f} kld={mean[2]:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
                         refresh=False,
                     )
                 due = save_steps and state["step"] % save_steps == 0 and state["step"] < sampler.n_batches
-                if stop or due or (save_minutes and time.monotonic() - saved > 60 * save_minutes):
+                signal_number = distributed.greatest(stop[0] if stop else 0)
+                if signal_number or due or (save_minutes and time.monotonic() - saved > 60 * save_minutes):
                     save()
-                if stop:
+                if signal_number:
                     bar.close()
-                    print(f"stopped by {stop[0].name} in epoch {epoch + 1}; go on with --resume {run}", file=sys.stderr)
-                    return 128 + stop[0]
+                    return stopped(signal_number)
+            check()
             mean = (sums / state["step"]).tolist()
             row = dict.fromkeys(COLUMNS, "") | dict(
                 epoch=epoch + 1, loss=mean[0], mse=mean[1], kld=mean[2], beta=mean[3], tfr=tfr, lr=args.lr, seconds=state["seconds"],
                 frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
+                distributed.synchronise_buffers(model)
                 with autocast(device, precision):
-                    scores, pictures = metrics.evaluate(model, load(val_loader), seed=args.seed)
-                row["psnr"], row["ssim"] = (scores["sample"][metric].mean().item() for metric in ("psnr", "ssim"))
-                row["copy_last_psnr"] = scores["copy_last"]["psnr"].mean().item()
-                show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", val_set, pictures, model.n_past)
+                    scores, pictures = metrics.evaluate(model, load(val_loader), seed=args.seed, clips=val_keys)
+                parts, shown_clips = zip(*distributed.gather((scores, pictures[:N_SHOWN])))
+                mean = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
+                row |= {"psnr": mean("sample", "psnr"), "ssim": mean("sample", "ssim")}
+                row["copy_last_psnr"] = mean("copy_last", "psnr")
+                if rank == 0:
+                    pictures = [p for clips in itertools.zip_longest(*shown_clips) for p in clips if p][:N_SHOWN]
+                    show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", pictures, model.n_past)
             # In this order: whatever a kill cuts off here, resuming from the old last.pt writes again.
             state.update(epoch=epoch + 1, step=0, seconds=0.0, history=state["history"] + [row])
             sums.zero_()
-            write_log(run / "log.csv", state["history"])
-            visualize.plot_curves(
-                run / "curves.png", state["history"], args.beta, f"{run.name}: {val_set.root.name}, --cond {args.cond}"
-            )
+            if rank == 0:
+                write_log(run / "log.csv", state["history"])
+                title = f"{run.name}: {val_set.root.name}, --cond {args.cond}"
+                visualize.plot_curves(run / "curves.png", state["history"], args.beta, title)
             if row["psnr"] != "" and row["psnr"] > state["best_psnr"]:
                 state["best_psnr"] = row["psnr"]
                 save("best.pt")
             save()
-            print(report(row, args.niter))
-            if stop:
-                print(f"stopped by {stop[0].name} after epoch {epoch + 1}; go on with --resume {run}", file=sys.stderr)
-                return 128 + stop[0]
-    print(f"wrote {run}/last.pt, best.pt ({state['best_psnr']:.2f} dB), log.csv, curves.png, gen/")
+            if rank == 0:
+                print(report(row, args.niter))
+            if signal_number := distributed.greatest(stop[0] if stop else 0):
+                return stopped(signal_number)
+    distributed.leave()
+    if rank == 0:
+        print(f"wrote {run}/last.pt, best.pt ({state['best_psnr']:.2f} dB), log.csv, curves.png, gen/")
     return 0
+
+
+class Objective(torch.nn.Module):
+    """A model's loss as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames, cond, teacher_forcing, weight):
+        """The scalar to minimise, mse + weight * kld, and (mse, kld) without gradient."""
+        losses = self.model.loss(frames, cond, teacher_forcing)
+        loss = losses["mse"] + (weight * losses["kld"] if weight else 0)  # 0 x inf would be NaN
+        return loss, (losses["mse"].detach(), losses["kld"].detach())
+
+
+def update(optimizer, max_norm, failure, step, loss):
+    """Scale the gradients down to the norm max_norm (0: any) and step, unless they are not finite or were not before.
+
+    failure is (step, loss) on the device, set by the first such step; the fused optimisers heed it there, so that the host
+    need not wait.
+    """
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    first = ~norm.isfinite() & (failure[0] == 0)
+    failure.copy_(torch.where(first, torch.stack([torch.full_like(failure[0], step), loss.to(failure)]), failure))
+    scale = (norm / (max_norm or float("inf"))).clamp_min(1)
+    if optimizer.defaults.get("fused"):
+        optimizer.grad_scale, optimizer.found_inf = scale, (failure[0] > 0).float()
+        optimizer.step()
+    elif not failure[0]:
+        torch._foreach_div_(grads, scale)
+        optimizer.step()
 
 
 def teacher_forcing_ratio(args, epoch):
@@ -224,12 +294,11 @@ def kl_weight(args, epoch, step, n_steps):
 
 def make_optimizer(model, args, device):
     """The optimiser of --optimizer, fused where torch has it."""
+    fused = device.type in ("cpu", "cuda")
     if args.optimizer == "adam":
-        return torch.optim.Adam(
-            model.parameters(), args.lr, betas=(args.beta1, 0.999), fused=device.type in ("cpu", "cuda")
-        )
+        return torch.optim.Adam(model.parameters(), args.lr, betas=(args.beta1, 0.999), fused=fused)
     if args.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), args.lr, momentum=args.beta1)
+        return torch.optim.SGD(model.parameters(), args.lr, momentum=args.beta1, fused=fused)
     return torch.optim.RMSprop(model.parameters(), args.lr, momentum=args.beta1)
 
 
@@ -240,28 +309,6 @@ def refuse_changes(run, old, new):
             raise UserError(
                 f"--resume {run}: its model has {name} {old.get(name)}, not {new.get(name)}; resume with the same command and flags, or start a new run"
             )
-
-
-def get_rng_state():
-    """The state of every random stream, as plain values and tensors."""
-    _, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-    }
-
-
-def set_rng_state(rng):
-    """The inverse of get_rng_state."""
-    version, words, gauss = rng["python"]
-    random.setstate((version, tuple(words), gauss))
-    keys, *rest = rng["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(rng["torch"])
-    if len(rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rng["cuda"])
 
 
 @contextlib.contextmanager
@@ -284,9 +331,8 @@ def deferred_signals():
             signal.signal(number, previous)
 
 
-def show_clips(path, dataset, pictures, n_past, most=4):
-    """Write path.gif and path.png of the first clips."""
-    pictures = pictures[:most]
+def show_clips(path, pictures, n_past):
+    """Write path.gif and path.png of some clips."""
     names = [f"clip {i}" for i in range(len(pictures))]
     visualize.save_gif(f"{path}.gif", pictures, n_past, names)
     rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]

@@ -157,7 +157,7 @@ def fuzz_packed(rng, work):
 def fuzz_flags(rng, work):
     command, *flags = train(work)
     names = "n_past n_future width g_dim z_dim rnn_size beta lr beta1 tfr tfr_end_decay_epoch tfr_decay_step n_eval save_every grad_clip"
-    names += " kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond epoch_size batch_size seed device precision optimizer val_every"
+    names += " prior_rnn_layers num_workers niter kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond epoch_size batch_size seed device precision optimizer val_every"
     values = ["1", "2", "3", "1e-9", "1e30", "none", "10m", "0m", "m", "action", "sgd", "-0", " 1", "9" * 30]
     values = rng.choice((values[:4], values, TOKENS))
     for _ in range(rng.randint(1, 3)):
@@ -175,7 +175,7 @@ def train(work):
 def valid_png(data):
     """Whether the chunks and their checksums are those of a 64x64 PNG, by the specification."""
     at, pixels = 8, b""
-    while data[:8] == b"\x89PNG\r\n\x1a\n" and at + 12 <= len(data):
+    while data[:8] == b"\x89PNG\r\n\x1a\n" and at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
         body = data[at + 8 : at + 8 + length]
         if kind == b"IEND":  # all pixels are there; its own length and checksum are of no account

@@ -1,0 +1,105 @@
+"""Training on several GPUs or machines: torchrun --nproc_per_node=N train_learned_prior.py ...
+
+Every process (rank) holds the model and takes a share of each batch; without torchrun there is one rank, and nothing here
+does anything. Tensors on the host travel by gloo, those on GPUs by NCCL.
+"""
+
+import contextlib
+import os
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import UserError
+
+
+def join(device):
+    """Meet the other processes that torchrun started, if it did; returns this process's device."""
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank():
+    """This process's number, 0 .. size() - 1. Rank 0 writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(items):
+    """This rank's share of a list."""
+    return items[rank() :: size()]
+
+
+def wrap(module, device):
+    """The module in DistributedDataParallel, which averages gradients; on GPUs BatchNorm's statistics span the ranks too."""
+    if size() == 1:
+        return module
+    # At KL weight 0 a learned prior has no gradient.
+    warnings.filterwarnings("ignore", "find_unused_parameters=True")
+    if device.type == "cuda":
+        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return DistributedDataParallel(module, [device], find_unused_parameters=True)
+    return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+def average_(tensor):
+    """The mean over ranks, in place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= size()
+    return tensor
+
+
+def greatest(number):
+    """The greatest of the ranks' integers, on every rank; waits for the hosts, not for the devices."""
+    if size() == 1:
+        return number
+    number = torch.tensor(number)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
+
+
+def gather(value):
+    """The ranks' values (anything that pickles) in a list, on every rank."""
+    values = [None] * size()
+    if size() == 1:
+        return [value]
+    dist.all_gather_object(values, value)
+    return values
+
+
+def leave():
+    """Part from the other processes, all being done."""
+    if size() > 1:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lost_ranks(run):
+    """A process that is gone becomes a UserError of those that wait for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(
+            f"another of the {size()} processes is gone, see its message; go on with --resume {run}"
+        ) from None
+
+
+def synchronise_buffers(module):
+    """Rank 0's buffers on every rank: where BatchNorm's statistics are a rank's own, all judge the same model."""
+    if size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

@@ -1,0 +1,129 @@
+"""Several processes train as one: torchrun, on the CPU, with gloo."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from kill_test import outcome, same  # noqa: E402
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+COMMAND = ["train_learned_prior.py", *TINY, "--n_future", "2", "--epoch_size", "4"]
+
+# One step of each kind by trainer.py's own parts on a share of a batch of 8, BatchNorm's statistics frozen.
+STEP = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch, distributed, trainer
+from models import SVG
+torch.manual_seed(0)
+torch.set_num_threads(1)
+distributed.join(torch.device("cpu"))
+model = SVG(7, width=4, g_dim=8, z_dim=4, rnn_size=8).eval()
+frames, cond, noise = torch.rand(8, 5, 3, 64, 64), torch.randn(8, 5, 7), torch.randn(4, 8, 4)
+at = slice(distributed.rank(), None, distributed.size())
+torch.randn_like = lambda mu: noise[:, at]
+objective = distributed.wrap(trainer.Objective(model), torch.device("cpu"))
+optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)  # Adam would blow up the rounding of the smallest gradients
+failure = torch.zeros(2, dtype=torch.float64)
+losses = []
+for step, (teacher_forcing, weight) in enumerate([(True, 1e-2), (False, 1e-2), (False, 0.0)]):
+    loss, _ = objective(frames[at], cond[at], teacher_forcing, weight)
+    loss.backward()
+    losses.append(distributed.average_(loss.detach().clone()))
+    if step == 0:
+        gradients = {{name: p.grad.clone() for name, p in model.named_parameters()}}
+    trainer.update(optimizer, 1.0, failure, step + 1, losses[-1])
+    optimizer.zero_grad(set_to_none=True)
+content = [losses, gradients, model.state_dict()]
+torch.save(content, sys.argv[1] + str(distributed.rank()))
+distributed.leave()
+"""
+
+
+def test_two_processes_of_batch_4_step_as_one_of_batch_8(tmp_path):
+    script = tmp_path / "step.py"
+    script.write_text(STEP)
+    for command, name in ([script], "one"), ([*TORCHRUN, script], "two"):
+        result = run(*command, tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one0", "two0", "two1"))
+    largest = max(g.abs().max() for g in one[1].values())
+    assert largest > 0
+    for name, gradient in one[1].items():
+        assert (gradient - two[1][name]).abs().max() < 1e-5 * largest, name
+    torch.testing.assert_close(two[0], one[0], rtol=1e-5, atol=0)
+    for name, weight in one[2].items():
+        torch.testing.assert_close(two[2][name], weight, rtol=1e-5, atol=1e-5, msg=name)
+        assert torch.equal(two[2][name], other[2][name]), name
+
+
+@pytest.fixture(scope="module")
+def together(tiny_data, tmp_path_factory):
+    """A run of 2 epochs by two processes."""
+    folder = tmp_path_factory.mktemp("together") / "run"
+    result = run(*TORCHRUN, *COMMAND, "--data_root", tiny_data, "--log_dir", folder, "--niter", 2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 2/2") == 1, "rank 0 alone speaks"
+    return folder
+
+
+def test_validation_is_shared_out(tiny_data, together, tmp_path):
+    """5 clips, 3 and 2: the scores are those of one process."""
+    result = run("generate.py", "--model_path", together / "last.pt", "--data_root", tiny_data, "--split", "validate",
+                 "--n_samples", 1, "--log_dir", tmp_path, "--precision", "fp32", "--num_workers", 0)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    alone = json.loads((tmp_path / "metrics.json").read_text())
+    row = list(csv.DictReader(open(together / "log.csv")))[-1]
+    assert float(row["psnr"]) == pytest.approx(alone["sample"]["psnr"]["mean"], abs=1e-4)
+    assert float(row["copy_last_psnr"]) == pytest.approx(alone["copy_last"]["psnr"]["mean"], abs=1e-4)
+    assert json.loads((together / "args.json").read_text())["processes"] == 2
+
+
+def test_signal_and_resume_end_as_the_undisturbed_run(tiny_data, together, tmp_path):
+    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 2]
+    process = start([*TORCHRUN, *COMMAND, *flags])
+    process.stdout.readline(), process.stdout.readline()  # the first epoch's line: it is in the second
+    os.kill(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0 and error.count("go on with --resume") == 1, error
+    result = run(*TORCHRUN, COMMAND[0], "--resume", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert same(outcome(tmp_path / "run"), outcome(together))
+
+
+def test_a_lost_process_ends_the_other(tiny_data, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 1000]
+    ranks = [start([*COMMAND, *flags], **address, RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
+    ranks[0].stdout.readline(), ranks[0].stdout.readline()
+    ranks[1].kill()
+    _, error = ranks[0].communicate(timeout=60)
+    ranks[1].communicate()
+    assert ranks[0].returncode == 2 and "Traceback" not in error, error
+    assert f"go on with --resume {tmp_path / 'run'}" in error.splitlines()[-1], error
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, tmp_path):
+    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--batch_size", 3]
+    result = run(*TORCHRUN, *COMMAND, *flags)
+    assert result.returncode != 0 and "error: --batch_size 3" in result.stderr, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def start(command, **env):
+    """A command in a process of its own, its output at hand."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **env}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1, text=True, start_new_session=True)
