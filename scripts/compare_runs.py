@@ -321,7 +321,7 @@ def page(args, groups, kin, varied, clips, out):
 
 
 def get_parser():
-    parser = options.make_parser(__doc__.splitlines()[0])
+    parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument("--out", required=True, metavar="DIR", help="where report.html and its pictures go")
     parser.add_argument("--data_root", "--DR", help="score on this data set (default: the one a run was trained on)")

@@ -45,7 +45,7 @@ def tip_motion(videos, n_past):
 
 
 def get_parser():
-    parser = options.make_parser(__doc__.splitlines()[0])
+    parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
     parser.add_argument("--split", nargs="+", default=["test"], help="train, validate, test")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Document 001: 001_fixed_prior_cyclical at twice the learning rate. Reported: 20.23 dB, against 19.07 dB at 0.001. So far
+# Document 001: 001_fp_cyclical at twice the learning rate. Reported: 20.23 dB, against 19.07 dB at 0.001. So far
 # below its 28.17 dB, these two must differ in more, perhaps in teacher forcing; the document does not say in what.
 epochs=280
 source "$(dirname "$0")/_common.sh"

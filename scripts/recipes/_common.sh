@@ -1,7 +1,7 @@
 # Sourced by every recipe, which has set `epochs`: how many the document trained for. Beside the flags of the training
 # commands, which come last and so win, a recipe takes
 #
-#     --small    for a machine without GPU: width 8, batches of 4, 20 epochs of 15 steps; schedules keep their shape
+#     --small    for a machine without GPU: width 8, batches of 4, 20 epochs of 12 steps; schedules keep their shape
 #
 # The run is $RUNS/RECIPE[-small]-seedN (RUNS: runs/recipes); one that was interrupted is resumed, and a finished one
 # ends at once. PYTHON is the interpreter (.venv/bin/python where there is one).
@@ -31,7 +31,7 @@ classic=(--no-random_start --skip_frame classic --grad_clip 0)
 
 train() { # train COMMAND FLAGS...
     run=${log_dir:-${RUNS:-runs/recipes}/$(basename "$0" .sh)$suffix-seed$seed}
-    [ -z "$suffix" ] || set -- "$@" --width 8 --batch_size 4 --epoch_size 15 --val_every 5 --num_workers 0
+    [ -z "$suffix" ] || set -- "$@" --width 8 --batch_size 4 --epoch_size 12 --val_every 5 --num_workers 0
     if [ -e "$run/last.pt" ]; then set -- "$@" --resume "$run"; else set -- "$@" --log_dir "$run"; fi
     [ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python || PYTHON=python3; }
     exec "$PYTHON" "$@" --niter "$niter" --seed "$seed" ${flags[@]+"${flags[@]}"}

@@ -6,7 +6,7 @@
 # The comparisons that matter most have three seeds. Run it again after an interruption: it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-three_seeds="000_monotonic 000_cyclical 000_no_annealing 000_learned_prior 001_fixed_prior_cyclical 001_no_teacher_forcing"
+three_seeds="000_monotonic 000_cyclical 000_no_annealing 000_learned_prior 001_fp_cyclical 001_no_teacher_forcing"
 export RUNS=${RUNS:-runs/recipes} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python || PYTHON=python3; }
 export PYTHON
