@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,8 +36,8 @@ from utils import (  # noqa: E402
     writing,
 )
 
-# Settings that do not change what a run learns, beside the seed.
-INDIFFERENT = set("seed log_dir num_workers device data_device save_every max_bad_clips tensorboard".split())
+# The seed, and settings that do not change what a run learns.
+INDIFFERENT = set("seed log_dir num_workers device data_device save_every max_bad_clips tensorboard cond_dim".split())
 CHECKPOINTS = {"best": "best.pt", "final": "last.pt"}
 
 
@@ -72,10 +73,14 @@ class Run:
             with autocast(device, choose_precision(args.precision, device)):
                 loaded = batches(make_loader(data, args.num_workers, device, batch_size=args.batch_size), device)
                 scores, pictures = metrics.evaluate(model, loaded, args.n_samples)
-            self.scores[which] = {metric: x.numpy() for metric, x in metrics.summarise("sample", scores["sample"]).items()}
+            self.scores[which] = {
+                metric: x.numpy() for metric, x in metrics.summarise("sample", scores["sample"]).items()
+            }
         self.copy_last = {metric: x[0].numpy() for metric, x in scores["copy_last"].items()}
         self.n_past, self.pictures = model.n_past, pictures
-        self.clips = f"{data.root}/{args.split}: {len(data)} clips, {model.n_past} -> {data.n_frames - model.n_past} frames"
+        self.clips = (
+            f"{data.root}/{args.split}: {len(data)} clips, {model.n_past} -> {data.n_frames - model.n_past} frames"
+        )
 
     def mean(self, which, metric):
         """The mean score of a checkpoint over clips and steps."""
@@ -94,10 +99,6 @@ class Group:
     def values(self, which, metric):
         """The score of every run."""
         return np.array([run.mean(which, metric) for run in self.runs])
-
-    def steps(self, metric):
-        """best.pt's score of every run, clip and step (runs, N, T)."""
-        return np.stack([run.scores["best"][metric] for run in self.runs])
 
     def curve(self, key):
         """Epochs, mean and spread over the runs of a column of their logs, as far as all of them have it."""
@@ -125,7 +126,9 @@ def group_runs(runs):
     for run in runs:
         found.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
     letters = ("".join(p) for n in (1, 2) for p in itertools.product(string.ascii_uppercase, repeat=n))
-    return [Group(letter, sorted(members, key=lambda run: run.seed)) for letter, members in zip(letters, found.values())]
+    return [
+        Group(letter, sorted(members, key=lambda run: run.seed)) for letter, members in zip(letters, found.values())
+    ]
 
 
 def same_clips(a, b):
@@ -168,6 +171,21 @@ def compare(a, b):
     return difference, None if low is None else (high - low) / 2, low is not None and (low > 0 or high < 0)
 
 
+def step_scores(group, reference):
+    """{"psnr", "ssim": mean and spread over seeds of every step, "difference": PSNR less the reference's, clip by clip}."""
+    steps = lambda group, metric: np.stack([run.scores["best"][metric] for run in group.runs])  # (runs, N, T)
+    found = {m: (steps(group, m).mean((0, 1)), spread(steps(group, m).mean(1))) for m in ("psnr", "ssim")}
+    paired = torch.from_numpy(steps(group, "psnr").mean(0) - steps(reference, "psnr").mean(0))
+    found["difference"] = [np.array(x, float) for x in zip(*(metrics.interval(step).values() for step in paired.T))]
+    return found
+
+
+def baseline(family):
+    """Copy-last scores {metric: (T,)}, and the first predicted frame."""
+    run = family[0].runs[0]
+    return {metric: x.mean(0) for metric, x in run.copy_last.items()}, run.n_past
+
+
 def verdict(group, reference):
     """What the table says of a difference."""
     if group is reference:
@@ -179,19 +197,26 @@ def verdict(group, reference):
     return f"{text}, {'cannot be told from noise' if half is not None else 'one seed: cannot be told'}"
 
 
-def table(family, varied):
-    """The table's header and rows, as text."""
-    header = ["", "runs", "seeds", "epochs"]
+def score_table(family):
+    """Header and rows of a family's scores, as text; the last row is the copy-last baseline."""
+    header = ["", "run", "seeds", "epochs"]
     header += [f"{which} {unit}" for which in CHECKPOINTS for unit in ("PSNR (dB)", "SSIM")]
-    header += [f"best PSNR against {family[0].letter} (dB)", *varied]
+    header += [f"best PSNR against {family[0].letter} (dB)"]
     rows = []
     for group in family:
         row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), group.epochs()]
         row += [show(group.values(w, m), d) for w in CHECKPOINTS for m, d in (("psnr", 2), ("ssim", 4))]
-        rows.append([*row, verdict(group, family[0]), *(str(group.settings.get(name, "-")) for name in varied)])
+        rows.append([*row, verdict(group, family[0])])
     copied = family[0].runs[0].copy_last
-    baseline = ["", "copy last frame", "", ""] + [f"{copied['psnr'].mean():.2f}", f"{copied['ssim'].mean():.4f}"] * 2
-    return header, [*rows, [*baseline, *[""] * (len(header) - len(baseline))]]
+    scores = [f"{copied['psnr'].mean():.2f}", f"{copied['ssim'].mean():.4f}"]
+    return header, [*rows, ["", "copy last frame", "", "", *scores, *scores, ""]]
+
+
+def settings_table(groups):
+    """Header and rows of the settings that differ between the groups, as text."""
+    varied = differing(groups)
+    cell = lambda value: "-" if value is None else str(value)
+    return ["", "run", *varied], [[g.letter, g.name, *(cell(g.settings.get(n)) for n in varied)] for g in groups]
 
 
 def print_table(header, rows):
@@ -213,7 +238,7 @@ img { max-width: 100%; height: auto; } img.clips { image-rendering: pixelated; m
 th, td { padding: .35rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 tr:hover td { background: var(--tint); } td:first-child, .matrix th { font-weight: 700; }
-tr.baseline td, .noise { color: var(--soft); } td.setting { font-family: ui-monospace, monospace; font-size: 12.5px; }
+tr.baseline td, .noise { color: var(--soft); }
 .matrix td { text-align: right; } .clear { font-weight: 700; } .highest { color: var(--accent); font-weight: 700; }
 details { margin: .8rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; background: var(--tint); padding: .8rem; font-size: 12.5px; }
 """
@@ -221,24 +246,27 @@ details { margin: .8rem 0; } summary { cursor: pointer; } pre { overflow-x: auto
 
 def element(tag, content, **attributes):
     """An HTML element; content is markup already."""
-    attributes = "".join(f' {name.rstrip("_")}="{html.escape(str(value))}"' for name, value in attributes.items() if value)
+    attributes = "".join(
+        f' {name.rstrip("_")}="{html.escape(str(value))}"' for name, value in attributes.items() if value
+    )
     return f"<{tag}{attributes}>{content}</{tag}>"
 
 
-def html_table(header, rows, n_settings):
-    """The table of a family: numbers, then the settings that differ. The highest PSNR is marked."""
-    best = [c for c, name in enumerate(header) if name.endswith("PSNR (dB)")]
-    highest = {c: max(rows[:-1], key=lambda row, c=c: float(row[c].split()[0]))[c] for c in best}
+def html_table(header, rows):
+    """A table. The highest value of a PSNR column is marked."""
+    psnr = [c for c, name in enumerate(header) if name.endswith("PSNR (dB)")]
+    highest = {c: max((row[c] for row in rows), key=lambda cell: float(cell.split()[0])) for c in psnr}
     head = "".join(element("th", html.escape(name)) for name in header)
     body = ""
     for row in rows:
-        cells = ""
-        for c, cell in enumerate(row):
-            kind = "setting" if c >= len(header) - n_settings else "noise" if "cannot" in cell else ""
-            kind = "highest" if c in highest and cell == highest[c] and row is not rows[-1] else kind
-            cells += element("td", html.escape(cell), class_=kind)
-        body += element("tr", cells, class_="baseline" if row is rows[-1] else "")
-    return element("div", element("table", element("thead", element("tr", head)) + element("tbody", body)), class_="scroll")
+        kinds = [
+            "highest" if highest.get(c) == cell else "noise" if "cannot" in cell else "" for c, cell in enumerate(row)
+        ]
+        cells = "".join(element("td", html.escape(cell), class_=kind) for cell, kind in zip(row, kinds))
+        body += element("tr", cells, class_="" if row[0] else "baseline")
+    return element(
+        "div", element("table", element("thead", element("tr", head)) + element("tbody", body)), class_="scroll"
+    )
 
 
 def html_matrix(family):
@@ -249,12 +277,18 @@ def html_matrix(family):
         cells = element("th", f"{a.letter} {html.escape(a.name)}")
         for b in family:
             difference, half, clear = compare(a, b)
-            tip = f"{a.letter} - {b.letter}: " + ("one seed" if half is None else f"± {half:.2f} dB, Welch's 95 % interval")
+            tip = f"{a.letter} - {b.letter}: " + (
+                "one seed" if half is None else f"± {half:.2f} dB, Welch's 95 % interval"
+            )
             cells += (
-                element("td", "") if a is b else element("td", f"{difference:+.2f}", class_="clear" if clear else "noise", title=tip)
+                element("td", "")
+                if a is b
+                else element("td", f"{difference:+.2f}", class_="clear" if clear else "noise", title=tip)
             )
         body += element("tr", cells)
-    return element("div", element("table", element("thead", head) + element("tbody", body), class_="matrix"), class_="scroll")
+    return element(
+        "div", element("table", element("thead", head) + element("tbody", body), class_="matrix"), class_="scroll"
+    )
 
 
 def image(path, alt, **attributes):
@@ -265,7 +299,7 @@ def image(path, alt, **attributes):
     ) + ">"  # fmt: skip
 
 
-def page(args, groups, kin, varied, clips, out):
+def page(args, groups, kin, clips, out):
     """report.html as text."""
     n_runs = sum(len(group.runs) for group in groups)
     parts = [
@@ -273,18 +307,19 @@ def page(args, groups, kin, varied, clips, out):
         element("p", f"{n_runs} runs. Scores are those of {html.escape(args.split)} clips, each predicted {args.n_samples} time(s)."),
     ]  # fmt: skip
     for family in kin:
-        header, rows = table(family, varied)
         of = html.escape(family[0].runs[0].clips)
         parts += [
             element("h2", f"Scores on {of}"),
-            html_table(header, rows, len(varied)),
+            html_table(*score_table(family)),
             element(
                 "p",
                 "Best: the checkpoint with the highest validation PSNR; final: the last one. ± is the sample standard"
                 " deviation over seeds, and in the column of differences the half-width of Welch's 95 % interval over seeds."
-                " A difference whose interval holds zero cannot be told from noise, and neither can one between single"
-                " seeds. Settings that all runs share are left out."
-                + (" Scores of other clips stand in a table of their own and cannot be compared with these." * (len(kin) > 1)),
+                " A difference whose interval holds zero cannot be told from noise, and neither can one between single seeds."
+                + (
+                    " Scores of other clips stand in a table of their own and cannot be compared with these."
+                    * (len(kin) > 1)
+                ),
             ),
         ]
         if len(family) > 2:
@@ -297,6 +332,8 @@ def page(args, groups, kin, varied, clips, out):
                     f" zero. With {len(family) * (len(family) - 1) // 2} pairs one in twenty would do so by chance.",
                 ),
             ]
+    if len(groups) > 1:
+        parts += [element("h2", "Settings that differ"), html_table(*settings_table(groups))]
     figure = lambda name, alt: element("figure", image(out / name, alt))
     parts += [element("h2", "Training"), figure("curves.png", "PSNR, MSE, KL, KL weight and teacher forcing by epoch")]
     parts += [element("h2", "Every step"), figure("per_step.png", "PSNR and SSIM by step")]
@@ -304,6 +341,7 @@ def page(args, groups, kin, varied, clips, out):
         first = f"The run with the lowest seed of each setting, its best checkpoint; {html.escape(family[0].runs[0].clips)}."
         parts += [element("h2", "The same clips"), element("p", first + " Green: given or true. Red: predicted.")]
         parts += [element("figure", image(path, "predictions side by side", class_="clips"))]
+    varied = differing(groups)
     common = {k: v for k, v in groups[0].settings.items() if k not in varied}
     lines = [f"{run.folder}: seed {run.seed}, {len(run.log)} epochs, best {run.mean('best', 'psnr'):.2f} dB, final"
              f" {run.mean('final', 'psnr'):.2f} dB" for group in groups for run in group.runs]  # fmt: skip
@@ -354,11 +392,8 @@ def main():
     label = lambda group: f"{group.letter} {group.name}" + (f" (n = {len(group.runs)})" if len(group.runs) > 1 else "")
     curves = {label(group): {key: group.curve(key) for key in visualize.COMPARED} for group in groups}
     visualize.plot_run_curves(out / "curves.png", curves)
-    steps = [
-        {label(group): {metric: group.steps(metric) for metric in ("psnr", "ssim")} for group in family} for family in kin
-    ]
-    baselines = [family[0].runs[0].copy_last for family in kin]
-    visualize.plot_run_steps(out / "per_step.png", steps, baselines, [family[0].runs[0].n_past for family in kin])
+    steps = [({label(group): step_scores(group, family[0]) for group in family}, *baseline(family)) for family in kin]
+    visualize.plot_run_steps(out / "per_step.png", steps)
     clips = []
     for i, family in enumerate(kin):
         clips.append(out / ("clips.gif" if i == 0 else f"clips-{i + 1}.gif"))
@@ -381,10 +416,13 @@ def main():
         ],
     )  # fmt: skip
     with writing(out / "report.html") as temporary:
-        temporary.write_text(page(args, groups, kin, varied, clips, out))
+        temporary.write_text(page(args, groups, kin, clips, out))
     for family in kin:
         print(f"\n{family[0].runs[0].clips}")
-        print_table(*table(family, varied))
+        print_table(*score_table(family))
+    if varied:
+        print("\nsettings that differ")
+        print_table(*settings_table(groups))
     print(f"\nwrote {out}/report.html, curves.png, per_step.png, clips.gif, scores.json")
 
 

@@ -1,6 +1,6 @@
 """Measure whether the predicted arm goes where the actions send it, on simulated clips with magenta finger tips.
 
-    python scripts/measure_what_if.py --model_path RUN/best.pt --split test validate
+python scripts/measure_what_if.py --model_path RUN/best.pt --split test validate
 """
 
 import sys
@@ -73,7 +73,9 @@ def main():
         true_moves.append(actions[:, n_past - 1 : -1, :2].sum(1).numpy())
     motion, true_moves = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(true_moves)
     if np.isnan(motion["truth"]).any():
-        raise UserError(f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted")
+        raise UserError(
+            f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted"
+        )
 
     n = len(true_moves)
     print(f"\n{n} clips of {data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}\n")
