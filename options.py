@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils import UserError, load_checkpoint
 
-SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame".split()
+SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame hierarchy align cond_conv".split()
 KL_ANNEAL = {"monotonic": "monotonic", "cyclical": "cyclical", "none": "none", "nokl_annealing": "none"}
 
 
@@ -124,6 +124,24 @@ def training_parser(description):
         default="last",
         help="skips of predicted steps: from the last given frame, or from the one before it as in the classic code",
     )
+    model.add_argument(
+        "--hierarchy",
+        type=number(int, 1, 4),
+        default=1,
+        metavar="L",
+        help="levels of latents, inspired by HAF-SVG: 1x1, then 4x4, 8x8, 16x16",
+    )
+    model.add_argument(
+        "--align", action="store_true", help="skips move with a flow that the frame predictor gives (HAF-SVG's aligner)"
+    )
+    model.add_argument(
+        "--cond_conv",
+        nargs="?",
+        choices=("none", "decoder", "encoder"),
+        default="none",
+        const="decoder",
+        help="the condition modulates every convolution: of the decoder (--cond_conv alone), or of the encoder too",
+    )
 
     loss = parser.add_argument_group("loss")
     loss.add_argument("--beta", type=positive, default=1e-4, help="ceiling of the KL term's weight")
@@ -189,6 +207,10 @@ def training_parser(description):
 
 def svg_options(args):
     """The arguments of models.SVG that the command line sets."""
+    if args.cond_conv != "none" and args.cond == "none":
+        raise UserError(
+            f"--cond_conv {args.cond_conv}: --cond none leaves nothing to modulate by; choose another --cond"
+        )
     return {name: getattr(args, name) for name in SVG_OPTIONS}
 
 

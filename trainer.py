@@ -67,7 +67,7 @@ def fit(make_model, train_set, val_set, args):
     model.to(device, memory_format=torch.channels_last)
     objective = distributed.wrap(Objective(model), device)
     optimizer = make_optimizer(model, args, device)
-    state = {"epoch": 0, "step": 0, "sums": [0.0] * 4, "seconds": 0.0, "best_psnr": -1.0, "history": []}
+    state = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": []}
     state |= {"bad_clips": [], "commands": []}
     if checkpoint:
         try:
@@ -88,7 +88,7 @@ def fit(make_model, train_set, val_set, args):
                 leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
     board = open_tensorboard(run, state["epoch"] + 1) if args.tensorboard else None
-    sums = torch.tensor(state["sums"], dtype=torch.float64, device=device)  # loss, mse, kld, KL weight
+    sums = dict(state["sums"])  # over the epoch's steps: the loss, what model.loss names, the KL weight
     failure = torch.tensor(
         [0.0, 0.0], dtype=torch.float64, device=device
     )  # step (from 1) and loss, once one is not finite
@@ -126,7 +126,7 @@ def fit(make_model, train_set, val_set, args):
         if rank > 0:
             return
         content = {"model": model.config, "args": plain(args), "state_dict": model.state_dict()}
-        content["state"] = state | {"sums": sums.tolist()}
+        content["state"] = state | {"sums": {name: float(value) for name, value in sums.items()}}
         if not all(value.isfinite().all() for value in content["state_dict"].values()):
             raise UserError(
                 f"epoch {state['epoch'] + 1}, step {state['step']}: weights or BatchNorm statistics are not finite, and {run}/{name}"
@@ -188,16 +188,17 @@ def fit(make_model, train_set, val_set, args):
                     loss, losses = objective(frames, cond, teacher_forcing, weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                means = distributed.average_(torch.stack([loss.detach(), *losses, loss.new_tensor(weight)]))
+                values = {"loss": loss.detach(), **losses, "beta": loss.new_tensor(weight)}
+                means = distributed.average_(torch.stack(list(values.values())))
                 update(optimizer, args.grad_clip, failure, state["step"], means[0])
-                sums += means
+                sums = {name: sums.get(name, 0) + value for name, value in zip(values, means.double())}
                 state["seconds"] = time.perf_counter() - began
                 if state["seconds"] - shown > 1:  # reading the sums makes the host wait for the device
                     shown = state["seconds"]
                     check()
-                    mean = (sums / state["step"]).tolist()
+                    mean = {name: float(value) / state["step"] for name, value in sums.items()}
                     bar.set_postfix_str(
-                        f"loss={mean[0]:.4f} mse={mean[1]:.4f} kld={mean[2]:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
+                        f"loss={mean['loss']:.4f} mse={mean['mse']:.4f} kld={mean['kld']:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
                         refresh=False,
                     )
                 due = save_steps and state["step"] % save_steps == 0 and state["step"] < sampler.n_batches
@@ -208,10 +209,9 @@ def fit(make_model, train_set, val_set, args):
                     bar.close()
                     return stopped(signal_number)
             check()
-            mean = (sums / state["step"]).tolist()
-            row = dict.fromkeys(COLUMNS, "") | dict(
-                epoch=epoch + 1, loss=mean[0], mse=mean[1], kld=mean[2], beta=mean[3], tfr=tfr, lr=args.lr, seconds=state["seconds"],
-                frames_per_second=state["step"] * n_frames / state["seconds"],
+            mean = {name: float(value) / state["step"] for name, value in sums.items()}
+            row = dict.fromkeys(COLUMNS, "") | mean | dict(
+                epoch=epoch + 1, tfr=tfr, lr=args.lr, seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
                 distributed.synchronise_buffers(model)
@@ -226,7 +226,7 @@ def fit(make_model, train_set, val_set, args):
                     show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", pictures, model.n_past)
             # In this order: whatever a kill cuts off here, resuming from the old last.pt writes again.
             state.update(epoch=epoch + 1, step=0, seconds=0.0, history=state["history"] + [row])
-            sums.zero_()
+            sums = {}
             if rank == 0:
                 write_log(run / "log.csv", state["history"])
                 title = f"{run.name}: {val_set.root.name}, --cond {args.cond}"
@@ -255,10 +255,10 @@ class Objective(torch.nn.Module):
         self.model = model
 
     def forward(self, frames, cond, teacher_forcing, weight):
-        """The scalar to minimise, mse + weight * kld, and (mse, kld) without gradient."""
+        """The scalar to minimise, mse + weight * kld, and what model.loss returns without gradient."""
         losses = self.model.loss(frames, cond, teacher_forcing)
         loss = losses["mse"] + (weight * losses["kld"] if weight else 0)  # 0 x inf would be NaN
-        return loss, (losses["mse"].detach(), losses["kld"].detach())
+        return loss, {name: value.detach() for name, value in losses.items()}
 
 
 def update(optimizer, max_norm, failure, step, loss):
@@ -346,7 +346,7 @@ def show_clips(path, pictures, n_past):
 def write_log(path, history):
     """Write the rows of log.csv."""
     with writing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, history[0])  # COLUMNS, and what else model.loss names
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
 

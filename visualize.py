@@ -131,6 +131,9 @@ def plot_curves(path, history, beta, title):
     line(mse, "mse", "--", "#0072B2", "MSE")
     mse.set(ylabel="training loss, sum over steps")
     line(kld, "kld", "-", "#D55E00", "KL(posterior || prior)")
+    levels = [key for key in history[0] if key.startswith("kld_")]  # with --hierarchy
+    for key, colour in zip(levels, ("#0072B2", "#009E73", "#CC79A7", "#777777")):
+        line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
     epochs, weights = _known(history, "beta")
     shares = [w / (beta or 1) for w in weights]

@@ -6,17 +6,24 @@ With h_j, skip_j = encoder(x_j), for i = 1 .. T-1:
     g_i = frame_predictor([c_{i-1}, h_{i-1}, z_i])
     x^_i = decoder(g_i, skip of a given frame)
 
+Three extensions, off by default: latents at more levels than this one (`hierarchy`: models/hierarchy.py), skips that move
+(`align`: models/align.py), convolutions that the condition modulates (`cond_conv`: models/cond_conv.py).
+
 Inside this file tensors are time-major, (T, B, ...): folding time into the batch is then a view, and so is a step.
 """
 
 import contextlib
 import itertools
+import math
 
 import torch
 import torch.nn as nn
 
+from models.align import Aligner, warp
+from models.cond_conv import modulate
+from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder
+from models.vgg64 import Decoder, Encoder, upsample_conv
 
 
 def kl_divergence(mu1, logvar1, mu2, logvar2):
@@ -93,6 +100,9 @@ class SVG(nn.Module):
         prior_rnn_layers=1,
         last_frame_skip=False,
         skip_frame="last",
+        hierarchy=1,
+        align=False,
+        cond_conv="none",
     ):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -109,6 +119,15 @@ class SVG(nn.Module):
         self.register_buffer("cond_std", torch.ones(cond_dim))
         self.apply(init_weights)
 
+        # The extensions come last: the plain model's parameters are drawn as without them.
+        n_z, sizes = max(1, z_dim // 8), (4, 8, 16)[: hierarchy - 1]  # of the levels beyond the first
+        self.latent_shapes = [(z_dim,)] + [(n_z, size, size) for size in sizes]
+        self.levels = nn.ModuleList([Level(width * 32 // size, n_z, prior == "learned") for size in sizes])
+        self.levels.apply(init_weights)
+        self.aligner = Aligner(g_dim) if align else None
+        for network in {"none": (), "decoder": (self.decoder,), "encoder": (self.encoder, self.decoder)}[cond_conv]:
+            modulate(network, cond_dim)
+
     def set_cond_stats(self, mean, std):
         """Standardise conditions by the training set's mean and standard deviation (D,); a constant one stays as it is."""
         self.cond_mean.copy_(mean)
@@ -116,9 +135,9 @@ class SVG(nn.Module):
 
     # The networks, on time-major sequences.
 
-    def encode(self, x):
-        """Frames (T, B, 3, 64, 64) -> h (T, B, g_dim), skips [(T, B, C, H, W)] * 4, in one call."""
-        h, skips = self.encoder(x.flatten(0, 1))
+    def encode(self, x, c):
+        """Frames (T, B, 3, 64, 64), their conditions (T, B, D) -> h (T, B, g_dim), skips [(T, B, C, H, W)] * 4, in one call."""
+        h, skips = self.encoder(x.flatten(0, 1), c.flatten(0, 1))
         return h.unflatten(0, x.shape[:2]), [s.unflatten(0, x.shape[:2]) for s in skips]
 
     def skip_index(self, i):
@@ -135,55 +154,84 @@ class SVG(nn.Module):
         terms = [t.unflatten(0, (n, -1)) for t in terms]
         return {first + j: [t[j] for t in terms] for j in range(n)}
 
-    def decode(self, g, terms, steps):
-        """g (len(steps), B, g_dim) -> frames (len(steps), B, 3, 64, 64), in one call.
+    def level_skips(self, skips):
+        """Those of the skips that the levels read, coarse to fine."""
+        return skips[::-1][: len(self.levels)]
+
+    def posteriors(self, h, skips):
+        """q(z_l | true frames) of every level: [(mu, logvar)], (T, B, ...) each."""
+        return [self.posterior(h)[:2], *(level.posterior(s) for level, s in zip(self.levels, self.level_skips(skips)))]
+
+    def decode(self, g, c, terms, steps, latent):
+        """g (len(steps), B, g_dim), c (len(steps), B, D) -> frames (len(steps), B, 3, 64, 64), in one call.
 
         B may be a multiple of the skip terms' batch: n_samples futures of one clip share its skips.
+        latent(k, d) gives z of self.levels[k] for these steps, given the decoder's feature d there.
         """
         runs = [(frame, len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
+        flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
 
-        def add_skip(k, y):
-            sizes = [n * len(y) // len(steps) for _, n in runs]
-            return AddShared.apply(y, sizes, *[terms[frame][k] for frame, _ in runs])
+        def add_terms(k, d, y):
+            if flow is None:
+                sizes = [n * len(y) // len(steps) for _, n in runs]
+                y = AddShared.apply(y, sizes, *[terms[frame][k] for frame, _ in runs])
+            else:  # The terms rather than the skips: one convolution for all steps, and for a shift the same.
+                copies = len(y) // len(steps) // len(terms[runs[0][0]][k])
+                skip = torch.cat([terms[frame][k].repeat(n * copies, 1, 1, 1) for frame, n in runs])
+                y = y + warp(skip, flow).to(y.dtype)
+            if k < len(self.levels):
+                y = y + upsample_conv(latent(k, d).flatten(0, 1), self.levels[k].conv.weight)
+            return y
 
-        return self.decoder(g.flatten(0, 1), add_skip).unflatten(0, g.shape[:2])
+        return self.decoder(g.flatten(0, 1), add_terms, c.flatten(0, 1)).unflatten(0, g.shape[:2])
 
     # Training.
 
     def loss(self, frames, cond, teacher_forcing):
-        """frames (B, T, 3, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1."""
+        """frames (B, T, 3, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1.
+
+        With `hierarchy` kld is the sum over levels, and {"kld_1", "kld_2", ...} are theirs.
+        """
         x, c = frames.transpose(0, 1), self._condition(cond)
         n_steps = len(x) - 1
-        h, skips = self.encode(x)
-        mu, logvar, _ = self.posterior(h[1:])
-        z = reparameterize(mu, logvar, torch.randn_like(mu))
+        h, skips = self.encode(x, c)
+        q = self.posteriors(h[1:], [s[1:] for s in skips])
+        z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
         n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
         terms = self.skip_terms([s[:n_skips] for s in skips])
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
         n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
-        steps, source = range(1, n_given + 1), h[:n_given]
+        steps, source, level_skips = range(1, n_given + 1), h[:n_given], [s[:n_given] for s in self.level_skips(skips)]
         state = prior_state = None
-        predicted, priors = [], []
+        predicted, priors = [], [[] for _ in q]
         while True:
             at = slice(steps[0] - 1, steps[-1])
+            mu_p = logvar_p = torch.zeros_like(z[0][at])
             if self.prior is not None:
                 mu_p, logvar_p, prior_state = self.prior(source, prior_state)
-                priors.append((mu_p, logvar_p))
-            g, state = self.frame_predictor(torch.cat([c[at], source, z[at]], -1), state)
-            predicted.append(self.decode(g, terms, steps))
+            priors[0].append((mu_p, logvar_p))
+            g, state = self.frame_predictor(torch.cat([c[at], source, z[0][at]], -1), state)
+
+            def latent(k, d):
+                priors[k + 1].append(self.levels[k].prior(level_skips[k], d))
+                return z[k + 1][at]
+
+            predicted.append(self.decode(g, c[at], terms, steps, latent))
             if steps[-1] == n_steps:
                 break
             steps = range(steps[-1] + 1, steps[-1] + 2)
-            source, skips = self.encode(predicted[-1][-1:])
+            source, skips = self.encode(predicted[-1][-1:], c[steps[0] - 1 : steps[0]])
+            level_skips = self.level_skips(skips)
             if self.last_frame_skip:
                 terms = self.skip_terms(skips, first=steps[0] - 1)
 
-        mu_p, logvar_p = [torch.cat(p) for p in zip(*priors)] if priors else (torch.zeros_like(mu),) * 2
-        return {
-            "mse": (torch.cat(predicted) - x[1:]).square().flatten(1).mean(1).sum(),
-            "kld": kl_divergence(mu, logvar, mu_p, logvar_p).sum((0, 2)).mean(),
-        }
+        klds = []
+        for (mu, logvar), p in zip(q, priors):
+            mu_p, logvar_p = [torch.cat(parts) for parts in zip(*p)]
+            klds.append(kl_divergence(mu, logvar, mu_p, logvar_p).flatten(2).sum((0, 2)).mean())
+        losses = {"mse": (torch.cat(predicted) - x[1:]).square().flatten(1).mean(1).sum(), "kld": sum(klds)}
+        return losses | ({f"kld_{n}": kld for n, kld in enumerate(klds, 1)} if self.levels else {})
 
     # Prediction.
 
@@ -212,29 +260,43 @@ class SVG(nn.Module):
             raise ValueError(f"{n_future} future frames need {n_past + n_future - 1} conditions, not {cond.shape[1]}")
         many = lambda x: x.repeat(1, n_samples, *[1] * (x.dim() - 2))  # (T, B, ...) -> (T, n_samples * B, ...)
 
-        c = many(self._condition(cond))
-        noise = draw_noise(n_samples, batch, n_past + n_future - 1, self.z_dim, generator, past).flatten(1, 2)
-        h, skips = self.encode(past.transpose(0, 1))
+        c = self._condition(cond)
+        sizes = [math.prod(shape) for shape in self.latent_shapes]
+        noise = draw_noise(n_samples, batch, n_past + n_future - 1, sum(sizes), generator, past).flatten(1, 2)
+        noise = [eps.unflatten(-1, shape) for eps, shape in zip(noise.split(sizes, -1), self.latent_shapes)]
+        h, skips = self.encode(past.transpose(0, 1), c[:n_past])
         terms = self.skip_terms(skips)
-        posterior_h = h[1:] if target is None else self.encode(target.transpose(0, 1)[1:])[0]
-        posterior = [many(p) for p in self.posterior(posterior_h)[:2]] if len(posterior_h) else None
+        truth = h[1:], [s[1:] for s in skips]
+        if target is not None:
+            truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
+        q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
 
-        source, predicted = many(h[:1]), []
+        c, source, predicted = many(c), many(h[:1]), []
+        level_skips = [many(s[-1:]) for s in self.level_skips(skips)]  # of the first source frame whose step is decoded
         state = prior_state = None
         for i in range(1, n_past + n_future):
-            mu = logvar = torch.zeros_like(noise[i - 1 : i])
+            at = slice(i - 1, i)
+            mu = logvar = torch.zeros_like(noise[0][at])
             if self.prior is not None:
                 mu, logvar, prior_state = self.prior(source, prior_state)
             if i < n_past or target is not None:
-                mu, logvar = posterior[0][i - 1 : i], posterior[1][i - 1 : i]
-            z = reparameterize(mu, logvar, noise[i - 1 : i])
-            g, state = self.frame_predictor(torch.cat([c[i - 1 : i], source, z], -1), state)
+                mu, logvar = [p[at] for p in q[0]]
+            z = reparameterize(mu, logvar, noise[0][at])
+            g, state = self.frame_predictor(torch.cat([c[at], source, z], -1), state)
             if i < n_past:
                 source = many(h[i : i + 1])
                 continue
-            predicted.append(self.decode(g, terms, [i]))
+
+            def latent(k, d):
+                mu, logvar = self.levels[k].prior(level_skips[k], d)
+                if target is not None:
+                    mu, logvar = [p[at] for p in q[k + 1]]
+                return reparameterize(mu, logvar, noise[k + 1][at])
+
+            predicted.append(self.decode(g, c[at], terms, [i], latent))
             if i < n_past + n_future - 1:
-                source, skips = self.encode(predicted[-1])
+                source, skips = self.encode(predicted[-1], c[i : i + 1])
+                level_skips = self.level_skips(skips)
                 if self.last_frame_skip:
                     terms = self.skip_terms(skips, first=i)
         return torch.cat(predicted).transpose(0, 1).unflatten(0, (n_samples, batch))
@@ -247,7 +309,8 @@ def init_weights(module):
     """The classic initialisation: N(0, 0.02) weights and zero biases, N(1, 0.02) BatchNorm scales."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

@@ -3,9 +3,19 @@
 `width` is the number of channels at 64x64; 64 is the paper's network. Parameter names are the classic ones.
 """
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from models.cond_conv import Modulation
+
+
+class Chain(nn.Sequential):
+    """Layers in a row. Where they are modulated (models/cond_conv.py) they are given the condition c (N, D) too."""
+
+    def forward(self, x, c=None):
+        for layer in self:
+            x = layer(x, c) if isinstance(layer, (VGGLayer, Modulation)) else layer(x)
+        return x
 
 
 class VGGLayer(nn.Module):
@@ -13,14 +23,14 @@ class VGGLayer(nn.Module):
 
     def __init__(self, n_in, n_out):
         super().__init__()
-        self.main = nn.Sequential(
+        self.main = Chain(
             nn.Conv2d(n_in, n_out, 3, 1, 1),
             nn.BatchNorm2d(n_out),
             nn.LeakyReLU(0.2, inplace=True),
         )
 
-    def forward(self, x):
-        return self.main(x)
+    def forward(self, x, c=None):
+        return self.main(x, c)
 
 
 def stage(*channels):
@@ -48,20 +58,20 @@ class Encoder(nn.Module):
     def __init__(self, g_dim=128, width=64):
         super().__init__()
         w = width
-        self.c1 = nn.Sequential(*stage(3, w, w))  # 64 x 64
-        self.c2 = nn.Sequential(*stage(w, 2 * w, 2 * w))  # 32 x 32
-        self.c3 = nn.Sequential(*stage(2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
-        self.c4 = nn.Sequential(*stage(4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
-        self.c5 = nn.Sequential(nn.Conv2d(8 * w, g_dim, 4, 1, 0), nn.BatchNorm2d(g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
+        self.c1 = Chain(*stage(3, w, w))  # 64 x 64
+        self.c2 = Chain(*stage(w, 2 * w, 2 * w))  # 32 x 32
+        self.c3 = Chain(*stage(2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
+        self.c4 = Chain(*stage(4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
+        self.c5 = Chain(nn.Conv2d(8 * w, g_dim, 4, 1, 0), nn.BatchNorm2d(g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
         self.mp = nn.MaxPool2d(2)
 
-    def forward(self, x):
+    def forward(self, x, c=None):
         """x (N, 3, 64, 64) -> h (N, g_dim), skips [(N, w, 64, 64), (N, 2w, 32, 32), (N, 4w, 16, 16), (N, 8w, 8, 8)]."""
-        h1 = self.c1(x)
-        h2 = self.c2(self.mp(h1))
-        h3 = self.c3(self.mp(h2))
-        h4 = self.c4(self.mp(h3))
-        h5 = self.c5(self.mp(h4))
+        h1 = self.c1(x, c)
+        h2 = self.c2(self.mp(h1), c)
+        h3 = self.c3(self.mp(h2), c)
+        h4 = self.c4(self.mp(h3), c)
+        h5 = self.c5(self.mp(h4), c)
         return h5.flatten(1), [h1, h2, h3, h4]
 
 
@@ -76,13 +86,13 @@ class Decoder(nn.Module):
         super().__init__()
         w = width
         self.g_dim = g_dim
-        self.upc1 = nn.Sequential(  # 1 x 1 -> 4 x 4
+        self.upc1 = Chain(  # 1 x 1 -> 4 x 4
             nn.ConvTranspose2d(g_dim, 8 * w, 4, 1, 0), nn.BatchNorm2d(8 * w), nn.LeakyReLU(0.2, inplace=True)
         )
-        self.upc2 = nn.Sequential(*stage(16 * w, 8 * w, 8 * w, 4 * w))  # 8 x 8
-        self.upc3 = nn.Sequential(*stage(8 * w, 4 * w, 4 * w, 2 * w))  # 16 x 16
-        self.upc4 = nn.Sequential(*stage(4 * w, 2 * w, w))  # 32 x 32
-        self.upc5 = nn.Sequential(*stage(2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())  # 64 x 64
+        self.upc2 = Chain(*stage(16 * w, 8 * w, 8 * w, 4 * w))  # 8 x 8
+        self.upc3 = Chain(*stage(8 * w, 4 * w, 4 * w, 2 * w))  # 16 x 16
+        self.upc4 = Chain(*stage(4 * w, 2 * w, w))  # 32 x 32
+        self.upc5 = Chain(*stage(2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())  # 64 x 64
 
     def skip_terms(self, skips):
         """conv_s(s), bias included, for each of the encoder's skips: a list in the order of the stages upc2..upc5."""
@@ -92,15 +102,16 @@ class Decoder(nn.Module):
             terms.append(F.conv2d(s, conv.weight[:, -s.shape[1] :], conv.bias, padding=1))
         return terms
 
-    def forward(self, g, add_skip):
+    def forward(self, g, add_terms, c=None):
         """g (N, g_dim) -> frames (N, 3, 64, 64) in [0, 1].
 
-        add_skip(k, y) returns y plus the k-th skip term, however it is shared among the N rows.
+        add_terms(k, d, y) returns y, the first convolution of the k-th stage above d, plus its skip term, however that
+        is shared among the N rows, and whatever else this convolution reads.
         """
-        d = self.upc1(g.view(-1, self.g_dim, 1, 1))
+        d = self.upc1(g.view(-1, self.g_dim, 1, 1), c)
         for k, upc in enumerate((self.upc2, self.upc3, self.upc4, self.upc5)):
-            conv, bn, relu = upc[0].main
-            d = relu(bn(add_skip(k, upsample_conv(d, conv.weight[:, : d.shape[1]]))))
+            y = upsample_conv(d, upc[0].main[0].weight[:, : d.shape[1]])
+            d = upc[0].main[1:](add_terms(k, d, y), c)
             # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.
-            d = upc[1:](d) if k < 3 else torch.sigmoid(upc[1](d).to(g.dtype))
+            d = upc[1:](d, c) if k < 3 else upc[2:](upc[1](d).to(g.dtype), c)
         return d

@@ -1,4 +1,4 @@
-"""Speed, measured against a reference in the same run: benchmark.py {train, predict, data}.
+"""Speed, measured against a reference in the same run: benchmark.py {train, extensions, predict, data}.
 
 Variants run in turns. Results go to OUT/NAME.md and OUT/NAME.json and to the screen.
 """
@@ -95,11 +95,11 @@ STAGES = (
 )
 
 
-def make_step(stage, prior, batch, width, teacher_forcing, device, frames=12):
+def make_step(stage, prior, batch, width, teacher_forcing, device, frames=12, **options):
     """A training step of a stage, a function without arguments, and the model."""
     _, folded, fast_up, channels_last, bf16, fused = stage
     torch.manual_seed(0)
-    model = SVG(7, prior=prior, width=width).to(device)
+    model = SVG(7, prior=prior, width=width, **options).to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=bool(fused))
@@ -141,6 +141,29 @@ def train(args):
         del steps
     note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", note, rows)
+
+
+def extensions(args):
+    """Time a training step of SVG-LP with each extension against one without."""
+    device = choose_device(args.device)
+    torch.backends.cudnn.benchmark = True
+    variants = {
+        "plain": {},
+        "--hierarchy 3": {"hierarchy": 3},
+        "--align": {"align": True},
+        "--cond_conv": {"cond_conv": "decoder"},
+        "all three": {"hierarchy": 3, "align": True, "cond_conv": "decoder"},
+        "--cond_conv encoder": {"cond_conv": "encoder"},
+    }
+    rows = []
+    for batch, teacher_forcing in tqdm(list(itertools.product(args.batch_size, (True, False)))):
+        make = lambda options: make_step(STAGES[-1], "learned", batch, args.width, teacher_forcing, device, **options)
+        seconds = interleaved({name: make(options) for name, options in variants.items()}, device, args.repeats)
+        mode = "teacher-forced" if teacher_forcing else "free-running"
+        for name, s in seconds.items():
+            row = {"mode": mode, "batch": batch, "variant": name, "ms": 1000 * s, "times plain": s / seconds["plain"]}
+            rows.append(row)
+    report(args, "extensions", f"width {args.width}, 12 frames, medians of {args.repeats}", rows)
 
 
 def reference_best_of_n(model, frames, cond, n_samples):
@@ -327,7 +350,7 @@ def data(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (train, predict, data):
+    for function in (train, extensions, predict, data):
         command = commands.add_parser(
             function.__name__, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
@@ -336,10 +359,11 @@ def main():
         command.add_argument("--width", type=int, default=64, help="channels at 64x64")
         command.add_argument("--repeats", type=int, default=3, help="timed repeats of each variant")
         command.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
-        if function is train:
+        if function in (train, extensions):
             batches = [16, 100] if torch.cuda.is_available() else [4, 16]
             command.add_argument("--batch_size", type=int, nargs="+", default=batches, help="clips a step")
-            command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
+            if function is train:
+                command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
         elif function is data:
             command.add_argument("--data_root", default="data/pushing_sample", help="data set in the folder layout")
             command.add_argument("--n_clips", type=int, default=128, help="training clips to use")

@@ -157,7 +157,7 @@ def fuzz_packed(rng, work):
 def fuzz_flags(rng, work):
     command, *flags = train(work)
     names = "n_past n_future width g_dim z_dim rnn_size beta lr beta1 tfr tfr_end_decay_epoch tfr_decay_step n_eval save_every grad_clip"
-    names += " prior_rnn_layers num_workers niter kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond epoch_size batch_size seed device precision optimizer val_every"
+    names += " prior_rnn_layers num_workers niter kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond epoch_size batch_size seed device precision optimizer val_every hierarchy cond_conv"
     values = ["1", "2", "3", "1e-9", "1e30", "none", "10m", "0m", "m", "action", "sgd", "-0", " 1", "9" * 30]
     values = rng.choice((values[:4], values, TOKENS))
     for _ in range(rng.randint(1, 3)):

@@ -201,12 +201,15 @@ def test_output_on_a_full_disk(ending, word):
 
 @pytest.mark.parametrize(
     "flag, value",
-    [("width", 8), ("n_past", 1), ("z_dim", 3), ("cond", "none"), ("optimizer", "sgd"), ("skip_frame", "classic")],
+    [
+        *[("width", 8), ("n_past", 1), ("z_dim", 3), ("cond", "none"), ("optimizer", "sgd"), ("skip_frame", "classic")],
+        *[("hierarchy", 2), ("align", True), ("cond_conv", "decoder")],
+    ],
 )
 def test_flags_that_change_the_model_are_refused_by_name(one_epoch, flag, value):
     import options
 
-    argv = ["--resume", str(one_epoch), f"--{flag}", str(value)]
+    argv = ["--resume", str(one_epoch), f"--{flag}", *([] if value is True else [str(value)])]
     with pytest.raises(options.UserError, match=f"--{flag} {value}: the run .* has "):
         options.parse_training(options.training_parser(""), argv)
 

@@ -7,9 +7,15 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as oracle_kl
 
 from models import SVG, build
+from models.cond_conv import Modulation
 from models.svg import kl_divergence
 
 SKIPS = {"last": {}, "classic": {"skip_frame": "classic"}, "last_frame_skip": {"last_frame_skip": True}}
+
+
+# The plain model, and all extensions together (test_extensions.py has each alone).
+ALL = {"hierarchy": 4, "align": True, "cond_conv": "encoder"}
+plain_and_extended = pytest.mark.parametrize("extensions", [{}, ALL], ids=["plain", "extended"])
 
 
 def tiny(prior="learned", n_past=2, **kwargs):
@@ -18,6 +24,14 @@ def tiny(prior="learned", n_past=2, **kwargs):
     model.set_cond_stats(torch.randn(5), torch.rand(5) + 0.5)
     for gaussian in filter(None, (model.posterior, model.prior)):
         gaussian.mu_net.weight.data.mul_(100)  # latents that carry something
+    for level in model.levels:
+        for net in filter(None, (level.q, level.p)):
+            net[0].weight.data.mul_(5), net[2].weight.data.mul_(5)
+    for module in model.modules():  # what starts as the identity
+        if isinstance(module, Modulation):
+            module.scale.weight.data.normal_(0, 0.2), module.shift.weight.data.normal_(0, 0.2)
+    if model.aligner is not None:
+        model.aligner.flow.weight.data.normal_(0, 3)
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
@@ -84,9 +98,10 @@ def test_float32_differs_from_the_reference_by_rounding_only():
     torch.testing.assert_close(ours, reference.loss(model, frames, cond, False), rtol=1e-5, atol=0)
 
 
-def test_the_condition_of_a_step_is_the_action_before_it():
+@plain_and_extended
+def test_the_condition_of_a_step_is_the_action_before_it(extensions):
     """Frame i depends on c_{i-1} and not on c_i: the first predicted frame, 2, must see c_1 and not c_2."""
-    model = tiny()
+    model = tiny(**extensions)
     frames, cond = clips()
     predict = lambda c: model.predict(frames[:, :2], c, 4, generator=torch.Generator().manual_seed(0))[0]
     before = predict(cond)
@@ -98,11 +113,12 @@ def test_the_condition_of_a_step_is_the_action_before_it():
             assert torch.equal(before[:, i - 2], after[:, i - 2]) == (j > i - 1), (i, j)
 
 
-def test_future_frames_do_not_reach_the_prediction():
+@plain_and_extended
+def test_future_frames_do_not_reach_the_prediction(extensions):
     """Bit-equal with the future replaced: neither the true frames nor a posterior of them may be used at test time."""
     from metrics import evaluate
 
-    model = tiny().float()
+    model = tiny(**extensions).float()
     frames, cond = (x.float() for x in clips())
     scores, pictures = evaluate(model, [(frames, cond)], n_samples=2)
     changed = frames.clone()
@@ -114,10 +130,11 @@ def test_future_frames_do_not_reach_the_prediction():
     assert not torch.equal(scores["sample"]["psnr"], other_scores["sample"]["psnr"])
 
 
+@plain_and_extended
 @pytest.mark.parametrize("training", [True, False])
-def test_a_prediction_does_not_depend_on_its_batch(training):
+def test_a_prediction_does_not_depend_on_its_batch(training, extensions):
     """Also straight after training, when the model is still in training mode; predict leaves the mode as it was."""
-    model = tiny().train(training)
+    model = tiny(**extensions).train(training)
     frames, cond = clips()
     generators = lambda ks: [torch.Generator().manual_seed(k) for k in ks]
     together = model.predict(frames[:, :2], cond, 4, 2, generators([7, 8, 9]))
@@ -126,8 +143,9 @@ def test_a_prediction_does_not_depend_on_its_batch(training):
     torch.testing.assert_close(together[:, 1:2], alone, rtol=1e-9, atol=1e-12)
 
 
-def test_samples_differ_and_do_not_depend_on_how_many_are_drawn():
-    model = tiny()
+@plain_and_extended
+def test_samples_differ_and_do_not_depend_on_how_many_are_drawn(extensions):
+    model = tiny(**extensions)
     frames, cond = clips(batch=1)
     many = model.predict(frames[:, :2], cond, 4, 100, [torch.Generator().manual_seed(3)])
     assert many.shape == (100, 1, 4, 3, 64, 64)
@@ -136,9 +154,10 @@ def test_samples_differ_and_do_not_depend_on_how_many_are_drawn():
     torch.testing.assert_close(few, many[:3], rtol=1e-9, atol=1e-12)
 
 
-def test_teacher_forcing_is_what_feeds_true_frames():
+@plain_and_extended
+def test_teacher_forcing_is_what_feeds_true_frames(extensions):
     """With it the loss of step i depends on frame i-1 beyond the past; without it only through the target."""
-    model = tiny()
+    model = tiny(**extensions)
     frames, cond = clips()
     changed = frames.clone()
     changed[:, 3] = 1 - changed[:, 3]
@@ -150,6 +169,8 @@ def test_teacher_forcing_is_what_feeds_true_frames():
             torch.manual_seed(1)
             # The posterior sees the target; with its mean and scale fixed only the source frame is left.
             model.posterior.mu_net.weight.data.zero_(), model.posterior.logvar_net.weight.data.zero_()
+            for level in model.levels:
+                level.q[2].weight.data.zero_()
             model.loss(x, cond, forced)
             hook.remove()
             predicted[forced, name] = torch.cat(seen).unflatten(0, (5, 3))[3]  # x^_4, whose source is frame 3
@@ -173,19 +194,18 @@ def test_kl_does_not_underflow():
 def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training():
     """In training mode BatchNorm sees all frames of the clip at once, which is this project's definition."""
     model = tiny()
-    frames, _ = clips()
-    h, skips = model.encode(frames.transpose(0, 1))
-    for t in range(frames.shape[1]):
-        h_t, skips_t = model.encoder(frames[:, t])
+    frames, cond = (x.transpose(0, 1) for x in clips())
+    h, skips = model.encode(frames, cond)
+    for t in range(len(frames)):
+        h_t, skips_t = model.encoder(frames[t])
         torch.testing.assert_close(h[t], h_t)
         for s, s_t in zip(skips, skips_t):
             torch.testing.assert_close(s[t], s_t)
-    model.train().encode(frames.transpose(0, 1))
     bn = model.encoder.c1[0].main[1]
     conv = model.encoder.c1[0].main[0](frames.flatten(0, 1))
     bn.reset_running_stats()
     bn.momentum = 1.0
-    model.encode(frames.transpose(0, 1))
+    model.train().encode(frames, cond)
     torch.testing.assert_close(bn.running_mean, conv.mean((0, 2, 3)))
 
 
@@ -209,8 +229,9 @@ def test_parameter_names_are_the_classic_ones():
         assert name in names, name
 
 
-def test_a_model_is_rebuilt_from_its_config():
-    model = tiny("fixed", 3, skip_frame="classic")
+@plain_and_extended
+def test_a_model_is_rebuilt_from_its_config(extensions):
+    model = tiny("fixed", 3, skip_frame="classic", **extensions)
     again = build(model.config).double()
     again.load_state_dict(model.state_dict())
     frames, cond = clips()

@@ -2,9 +2,10 @@
 # commands, which come last and so win, a recipe takes
 #
 #     --small    for a machine without GPU: width 8, batches of 4, 20 epochs of 12 steps; schedules keep their shape
+#     --niter N  another number of epochs, over which the schedules keep their shape
 #
-# The run is $RUNS/RECIPE[-small]-seedN (RUNS: runs/recipes); one that was interrupted is resumed, and a finished one
-# ends at once. PYTHON is the interpreter (.venv/bin/python where there is one).
+# The run is $RUNS/RECIPE[-small]-seedN (RUNS: runs/recipes); one that was interrupted is resumed, and a finished one left
+# alone. PYTHON is the interpreter (.venv/bin/python where there is one).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -14,10 +15,12 @@ while [ $# -gt 0 ]; do
     --small) niter=20 suffix=-small ;;
     --seed) seed=$2 && shift ;;
     --log_dir) log_dir=$2 && shift ;;
+    --niter) wanted=$2 && shift ;;
     *) flags+=("$1") ;;
     esac
     shift
 done
+niter=${wanted:-$niter}
 
 # An epoch of the document, and a fall an epoch, on the scale of this training.
 epoch() { echo $((($1 * niter + epochs / 2) / epochs)); }
@@ -31,6 +34,10 @@ classic=(--no-random_start --skip_frame classic --grad_clip 0)
 
 train() { # train COMMAND FLAGS...
     run=${log_dir:-${RUNS:-runs/recipes}/$(basename "$0" .sh)$suffix-seed$seed}
+    if [ "$run/last.pt" -nt "$run/log.csv" ] && [ "$(wc -l < "$run/log.csv")" -gt "$niter" ]; then
+        echo "$run: finished before"
+        exit
+    fi
     [ -z "$suffix" ] || set -- "$@" --width 8 --batch_size 4 --epoch_size 12 --val_every 5 --num_workers 0
     if [ -e "$run/last.pt" ]; then set -- "$@" --resume "$run"; else set -- "$@" --log_dir "$run"; fi
     [ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python || PYTHON=python3; }

@@ -1,0 +1,55 @@
+"""Spatial latents: SVG's hierarchy, after HAF-SVG (Lin, Yuan & Li, IJCAI 2020) and Hier-VRNN (Castrejon et al. 2019).
+
+HAF-SVG publishes no code, so this is inspired by it, not a copy. With d_l the decoder's feature at level l = 2, 3, ...
+(4x4, 8x8, ...) and f_l(x) the encoder's features of frame x at that size:
+
+    z_l ~ q(z_l | f_l(x_i))             posterior, from the true frame alone: all steps at once
+    z_l ~ p(z_l | f_l(x_{i-1}), d_l)    learned prior, or N(0, I)
+
+d_l is made from g_i and z_2 .. z_{l-1}, so each level's prior sees the samples of the coarser ones, and through g_i, an
+LSTM's output, the past: the levels need no recurrence of their own. Hier-VRNN gives each a ConvLSTM, which would have
+to run step by step where this runs over a whole clip in one call.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def gaussian_net(n_in, n_hidden, n_z):
+    """Features (N, n_in, H, W) to mu and log-variance, one above the other: (N, 2 n_z, H, W)."""
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_hidden, 3, 1, 1), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(n_hidden, 2 * n_z, 3, 1, 1)
+    )
+
+
+class Level(nn.Module):
+    """One level's posterior, prior and way into the decoder, whose feature d here has n channels, as the encoder's.
+
+    Skips are time-major, (T, B, n, 2S, 2S); pooled, they are the encoder's features of size S.
+    """
+
+    def __init__(self, n, n_z, learned_prior):
+        super().__init__()
+        self.n_z = n_z
+        self.q = gaussian_net(n, 4 * n_z, n_z)
+        self.p = gaussian_net(2 * n, 4 * n_z, n_z) if learned_prior else None
+        self.conv = nn.Conv2d(
+            n_z, n, 3, 1, 1, bias=False
+        )  # the decoder's next convolution, conv(cat[u, s, z]), has one
+
+    def posterior(self, skip):
+        """skip of the true frames -> mu, logvar (T, B, n_z, S, S)."""
+        return self._gaussian(self.q, skip, F.max_pool2d(skip.flatten(0, 1), 2))
+
+    def prior(self, skip, d):
+        """skip of the source frames, d (T * B, n, S, S) -> mu, logvar (T, B, n_z, S, S)."""
+        if self.p is None:
+            zeros = d.new_zeros(*skip.shape[:2], self.n_z, *d.shape[2:])
+            return zeros, zeros
+        return self._gaussian(self.p, skip, F.max_pool2d(skip.flatten(0, 1), 2), d)
+
+    def _gaussian(self, net, skip, *features):
+        with torch.autocast(skip.device.type, enabled=False):  # a KL needs more than bf16's 8 bits
+            gaussian = net(torch.cat(features, 1).to(net[0].weight.dtype))
+        return gaussian.unflatten(0, skip.shape[:2]).chunk(2, 2)
