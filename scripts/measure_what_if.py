@@ -18,6 +18,7 @@ from utils import UserError, autocast, choose_device, choose_precision, load_mod
 TIP = 70  # a pixel of a true frame belongs to the finger tips where it is more magenta than this
 FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become this much more magenta than it was
 MOVED = 1.0  # pixels
+ROOM = 0.05  # metres to where the data's positions end
 
 
 def magenta(frames):
@@ -60,7 +61,7 @@ def main():
     device = choose_device(args.device)
     model, trained = load_model(args.model_path)
     model.to(device)
-    motion, true_moves = {}, []
+    motion, true_moves, positions = {}, [], []
     for split in args.split:
         data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
         actions, _ = what_if.read_conditions(data, trained["cond"])
@@ -71,7 +72,9 @@ def main():
         for label, video in videos.items():
             motion.setdefault(label, []).append(tip_motion(metrics.to_uint8(video), n_past))
         true_moves.append(actions[:, n_past - 1 : -1, :2].sum(1).numpy())
+        positions.append(what_if.read_conditions(data, "position")[1][..., :2].numpy())
     motion, true_moves = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(true_moves)
+    positions = np.concatenate(positions)
     if np.isnan(motion["truth"]).any():
         raise UserError(
             f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted"
@@ -86,14 +89,24 @@ def main():
             f"true clips that move by more than 3 cm in {name}: {np.mean(np.sign(measured) == np.sign(moved)):.0%} of"
             f" {len(moved)} seen to move that way, correlation {np.corrcoef(measured, moved)[0, 1]:.2f}"
         )
-    print(f"\n{'command':12} {'follows':>8} {'median':>11}   with no action {'follows':>8}")
-    shares = []
+    print(f"\n{'command':12}{'follows':>9}{'median':>11}{'with room':>12}{'clips':>7}{'no action':>12}")
+    follows, free = [], []
     for label, direction in what_if.DIRECTIONS.items():
         if any(direction):
-            along, still = motion[label] @ direction, motion["none"] @ direction
-            shares.append(np.mean(along > MOVED))
-            print(f"{label:12} {shares[-1]:8.0%} {np.nanmedian(along):8.1f} px {'':16} {np.mean(still > MOVED):8.0%}")
-    print(f"{'all':12} {np.mean(shares):8.0%}   (follows: the tips move by more than {MOVED:g} pixel that way)")
+            along, still, reach = motion[label] @ direction, motion["none"] @ direction, positions @ direction
+            room = reach.max() - reach[:, n_past - 1] > ROOM
+            follows.append(along > MOVED)
+            free.append(follows[-1][room])
+            print(
+                f"{label:12}{follows[-1].mean():9.0%}{np.nanmedian(along):8.1f} px{free[-1].mean():12.0%}{room.sum():7}"
+                f"{np.mean(still > MOVED):12.0%}"
+            )
+    free = np.concatenate(free)
+    print(f"{'all':12}{np.mean(follows):9.0%}{'':11}{free.mean():12.0%}{len(free):7}")
+    print(
+        f"\nfollows: the tips move by more than {MOVED:g} pixel that way; with room: clips that start more than"
+        f" {100 * ROOM:g} cm from where the positions of all clips end; no action: the same direction under none"
+    )
 
 
 if __name__ == "__main__":
