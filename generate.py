@@ -14,7 +14,7 @@ import options
 import visualize
 import what_if
 from dataset import batches, make_loader, open_for
-from utils import autocast, choose_device, choose_precision, load_model, run_command, write_json
+from utils import autocast, choose_device, choose_precision, load_model, run_command, tune, write_json
 
 
 def get_parser():
@@ -50,6 +50,7 @@ def get_parser():
 def main():
     args = get_parser().parse_args()
     device = choose_device(args.device)
+    tune(device)
     precision = choose_precision(args.precision, device)
     model, trained = load_model(args.model_path)
     data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips)

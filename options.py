@@ -102,6 +102,13 @@ def training_parser(description):
     run.add_argument("--batch_size", type=count, default=16, help="clips a step")
     run.add_argument("--seed", type=natural, default=1, help="of weights, data order, noise and teacher forcing")
     add_machine(run)
+    run.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="compile the networks with torch.compile in this mode, for a GPU; reduce-overhead uses CUDA graphs",
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -180,7 +187,7 @@ def training_parser(description):
 
     optimiser = parser.add_argument_group("optimiser")
     optimiser.add_argument("--lr", type=positive, default=1e-3, help="learning rate")
-    optimiser.add_argument("--beta1", type=share, default=0.9, help="momentum term")
+    optimiser.add_argument("--beta1", type=number(float, 0, 1 - 1e-6), default=0.9, help="momentum term")
     optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
     optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")
 

@@ -33,6 +33,7 @@ from utils import (
     load_checkpoint,
     save_checkpoint,
     seed_everything,
+    tune,
     write_json,
     writing,
 )
@@ -57,7 +58,7 @@ def fit(make_model, train_set, val_set, args):
         )
     precision = choose_precision(args.precision, device)
     seed_everything(args.seed)
-    torch.backends.cudnn.benchmark = True
+    tune(device)
     try:
         model = make_model()
     except (RuntimeError, MemoryError) as error:
@@ -65,6 +66,9 @@ def fit(make_model, train_set, val_set, args):
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower --width, --g_dim, --z_dim or --rnn_size"
         ) from None
     model.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        for network in model.children():
+            network.compile(dynamic=False, mode=args.compile)
     objective = distributed.wrap(Objective(model), device)
     optimizer = make_optimizer(model, args, device)
     state = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": []}
@@ -89,9 +93,7 @@ def fit(make_model, train_set, val_set, args):
     state["commands"].append(sys.argv)
     board = open_tensorboard(run, state["epoch"] + 1) if args.tensorboard else None
     sums = dict(state["sums"])  # over the epoch's steps: the loss, what model.loss names, the KL weight
-    failure = torch.tensor(
-        [0.0, 0.0], dtype=torch.float64, device=device
-    )  # step (from 1) and loss, once one is not finite
+    failure = torch.zeros(2, dtype=torch.float64, device=device)  # step (from 1) and loss, once one is not finite
 
     sampler = ClipSampler(
         len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, share=distributed.share
@@ -188,7 +190,7 @@ def fit(make_model, train_set, val_set, args):
                     loss, losses = objective(frames, cond, teacher_forcing, weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                values = {"loss": loss.detach(), **losses, "beta": loss.new_tensor(weight)}
+                values = {"loss": loss.detach(), **losses, "beta": torch.full_like(loss, weight)}
                 means = distributed.average_(torch.stack(list(values.values())))
                 update(optimizer, args.grad_clip, failure, state["step"], means[0])
                 sums = {name: sums.get(name, 0) + value for name, value in zip(values, means.double())}
@@ -218,9 +220,9 @@ def fit(make_model, train_set, val_set, args):
                 with autocast(device, precision):
                     scores, pictures = metrics.evaluate(model, load(val_loader), seed=args.seed, clips=val_keys)
                 parts, shown_clips = zip(*distributed.gather((scores, pictures[:N_SHOWN])))
-                mean = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
-                row |= {"psnr": mean("sample", "psnr"), "ssim": mean("sample", "ssim")}
-                row["copy_last_psnr"] = mean("copy_last", "psnr")
+                of_all = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
+                row |= {"psnr": of_all("sample", "psnr"), "ssim": of_all("sample", "ssim")}
+                row["copy_last_psnr"] = of_all("copy_last", "psnr")
                 if rank == 0:
                     pictures = [p for clips in itertools.zip_longest(*shown_clips) for p in clips if p][:N_SHOWN]
                     show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", pictures, model.n_past)

@@ -168,16 +168,15 @@ class SVG(nn.Module):
         B may be a multiple of the skip terms' batch: n_samples futures of one clip share its skips.
         latent(k, d) gives z of self.levels[k] for these steps, given the decoder's feature d there.
         """
-        runs = [(frame, len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
+        runs = [(terms[frame], len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
+        sizes = [n * g.shape[1] for _, n in runs]
         flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
 
         def add_terms(k, d, y):
             if flow is None:
-                sizes = [n * len(y) // len(steps) for _, n in runs]
-                y = AddShared.apply(y, sizes, *[terms[frame][k] for frame, _ in runs])
+                y = AddShared.apply(y, sizes, *[term[k] for term, _ in runs])
             else:  # The terms rather than the skips: one convolution for all steps, and for a shift the same.
-                copies = len(y) // len(steps) // len(terms[runs[0][0]][k])
-                skip = torch.cat([terms[frame][k].repeat(n * copies, 1, 1, 1) for frame, n in runs])
+                skip = torch.cat([term[k].repeat(n // len(term[k]), 1, 1, 1) for (term, _), n in zip(runs, sizes)])
                 y = y + warp(skip, flow).to(y.dtype)
             if k < len(self.levels):
                 y = y + upsample_conv(latent(k, d).flatten(0, 1), self.levels[k].conv.weight)

@@ -6,6 +6,7 @@ Variants run in turns. Results go to OUT/NAME.md and OUT/NAME.json and to the sc
 import argparse
 import contextlib
 import csv
+import ctypes
 import itertools
 import json
 import multiprocessing
@@ -35,9 +36,11 @@ from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 
 import metrics  # noqa: E402
 import models.vgg64  # noqa: E402
+import trainer  # noqa: E402
+import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG  # noqa: E402
-from utils import autocast, choose_device, choose_precision, run_command  # noqa: E402
+from utils import autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
 def matmul_rate(device, dtype, n=4096):
@@ -59,14 +62,20 @@ def timed(function, device):
     return time.perf_counter() - began, result
 
 
-def interleaved(variants, device, repeats):
-    """Median seconds of each function of {name: function}, in turns, so that a drift of the machine meets all alike."""
+def interleaved(variants, device, repeats, keep=()):
+    """Median seconds of each function of {name: function}, in turns, so that a drift of the machine meets all alike.
+
+    Those in `keep` run with freed memory kept, once more beforehand, since the others must not find it.
+    """
     seconds = {name: [] for name in variants}
     for function in variants.values():
         function()  # warm-up
     for _ in range(repeats):
         for name, function in variants.items():
-            seconds[name].append(timed(function, device)[0])
+            with kept_memory(name in keep):
+                if name in keep:
+                    function()
+                seconds[name].append(timed(function, device)[0])
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
@@ -84,38 +93,80 @@ def plain_upsampling(active):
         models.vgg64.upsample_conv = fast
 
 
-# Each row adds one thing to the row above: (name, folded, fast upsampling, channels last, bf16, fused optimiser).
-STAGES = (
-    ("reference: one step at a time, float32", 0, 0, 0, 0, 0),
-    ("+ time folded, skips convolved once, posterior in one call", 1, 0, 0, 0, 0),
-    ("+ upsampling folded into the convolution", 1, 1, 0, 0, 0),
-    ("+ channels last", 1, 1, 1, 0, 0),
-    ("+ bf16", 1, 1, 1, 1, 0),
-    ("+ fused Adam", 1, 1, 1, 1, 1),
-)
+@contextlib.contextmanager
+def kept_memory(active):
+    """Keep freed memory as training on the CPU does, while active; else glibc's own way, once its threshold has settled."""
+    if active:
+        tune(torch.device("cpu"))
+    try:
+        yield
+    finally:
+        if active:
+            libc = ctypes.CDLL(None)
+            for name, value in (
+                (utils.M_MMAP_MAX, 65536),
+                (utils.M_MMAP_THRESHOLD, 32 << 20),
+                (utils.M_TRIM_THRESHOLD, 64 << 20),
+            ):
+                libc.mallopt(name, value)
+            libc.malloc_trim(0)
 
 
-def make_step(stage, prior, batch, width, teacher_forcing, device, frames=12, **options):
-    """A training step of a stage, a function without arguments, and the model."""
-    _, folded, fast_up, channels_last, bf16, fused = stage
+def stages(device, compiled):
+    """Each row adds one thing to the row above: {name: set of what is on}."""
+    added = {
+        "reference: one step at a time, float32": None,
+        "+ time folded, skips convolved once, posterior in one call": "folded",
+        "+ upsampling folded into the convolution": "upsampling",
+        "+ channels last": "channels last",
+        "+ bf16": "bf16",
+        "+ fused Adam": "fused",
+    }
+    if device.type == "cpu":
+        added["+ freed memory kept"] = "memory"
+    if compiled:
+        added["+ --compile"] = "default"
+    if compiled and device.type == "cuda":
+        added["+ --compile reduce-overhead (CUDA graphs)"] = "reduce-overhead"
+    names = list(added)
+    return {name: set(list(added.values())[1 : k + 1]) for k, name in enumerate(names)}
+
+
+def make_step(on, prior, batch, width, teacher_forcing, device, frames=12, **options):
+    """A training step with what is `on` (see stages), a function without arguments."""
     torch.manual_seed(0)
     model = SVG(7, prior=prior, width=width, **options).to(device)
-    if channels_last:
+    if "channels last" in on:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=bool(fused))
+    for mode in on & {"default", "reduce-overhead"}:
+        for network in model.children():
+            network.compile(dynamic=False, mode="reduce-overhead" if "reduce-overhead" in on else mode)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused="fused" in on)
+    failure = torch.zeros(2, dtype=torch.float64, device=device)
     x = torch.rand(batch, frames, 64, 64, 3, device=device).permute(0, 1, 4, 2, 3)
-    x = x if channels_last else x.contiguous()
+    x = x if "channels last" in on else x.contiguous()
     cond = torch.randn(batch, frames, 7, device=device)
-    loss_of = model.loss if folded else lambda *args: reference.loss(model, *args)
+    loss_of = model.loss if "folded" in on else lambda *args: reference.loss(model, *args)
 
     def step():
-        with plain_upsampling(not fast_up), torch.autocast(device.type, torch.bfloat16, enabled=bool(bf16)):
+        with plain_upsampling("upsampling" not in on), torch.autocast(device.type, torch.bfloat16, "bf16" in on):
             losses = loss_of(x, cond, teacher_forcing)
-        (losses["mse"] + 1e-4 * losses["kld"]).backward()
-        optimizer.step()
+        loss = losses["mse"] + 1e-4 * losses["kld"]
+        loss.backward()
+        if "fused" in on:
+            trainer.update(optimizer, 1.0, failure, 1, loss.detach())
+        else:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def step_memory(on, *args, **kwargs):
+    """make_step for a process of its own, whose memory is kept from the start where that is on."""
+    if "memory" in on:
+        tune(torch.device("cpu"))
+    return make_step(on, *args, **kwargs)
 
 
 def train(args):
@@ -123,30 +174,47 @@ def train(args):
     device = choose_device(args.device)
     torch.backends.cudnn.benchmark = True
     rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    rows = []
+    rows, profiles, variants = [], [], stages(device, args.compile or device.type == "cuda")
+    keep = [name for name, on in variants.items() if "memory" in on]
     for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
-        steps = {stage[0]: make_step(stage, prior, batch, args.width, teacher_forcing, device) for stage in STAGES}
-        seconds = interleaved(steps, device, args.repeats)
-        for stage in STAGES:
-            with FlopCounterMode(display=False) as counter:
-                steps[stage[0]]()
-            flops = counter.get_total_flops() / seconds[stage[0]] / 1e12
-            rate = rates[torch.bfloat16 if stage[4] else torch.float32]
+        setting = (prior, batch, args.width, teacher_forcing, device)
+        steps = {name: make_step(on, *setting) for name, on in variants.items()}
+        seconds = interleaved(steps, device, args.repeats, keep)
+        mode = "teacher-forced" if teacher_forcing else "free-running"
+        for name, on in variants.items():
+            if not on & {"default", "reduce-overhead"}:  # the counter does not see what is compiled, which is the same
+                with FlopCounterMode(display=False) as counter:
+                    steps[name]()
+            flops = counter.get_total_flops() / seconds[name] / 1e12
+            rate = rates[torch.bfloat16 if "bf16" in on else torch.float32]
             rows.append({
-                "mode": "teacher-forced" if teacher_forcing else "free-running", "prior": prior, "batch": batch, "variant": stage[0],
-                "ms": 1000 * seconds[stage[0]], "frames/s": 12 * batch / seconds[stage[0]], "TFLOP/s": flops,
-                "% of matmul rate": 100 * flops / rate, "times faster": seconds[STAGES[0][0]] / seconds[stage[0]],
-                "peak GiB": peak_memory(device, make_step, stage, prior, batch, args.width, teacher_forcing, device),
+                "mode": mode, "prior": prior, "batch": batch, "variant": name,
+                "ms": 1000 * seconds[name], "frames/s": 12 * batch / seconds[name], "TFLOP/s": flops,
+                "% of matmul rate": 100 * flops / rate, "times faster": seconds[next(iter(variants))] / seconds[name],
+                "peak GiB": peak_memory(device, step_memory, on, *setting),
             })  # fmt: skip
+        profiles.append(profile(f"{mode}, {prior} prior, batch {batch}, {name}", steps[name], device))
         del steps
     note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
-    report(args, "train", note, rows)
+    report(args, "train", note, rows, profiles)
+
+
+def profile(title, step, device, most=8):
+    """What limits a step: its most expensive operations and their share of the device's time, as Markdown lines."""
+    with torch.profiler.profile() as found:
+        step()
+    time_of = lambda event: event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+    events = sorted(found.key_averages(), key=time_of, reverse=True)
+    busy = sum(map(time_of, events))
+    lines = [f"{time_of(e) / busy:.0%} {e.key[:60]} ({e.count} calls)" for e in events[:most]]
+    return ["", f"{title}: {busy / 1000:.0f} ms of work in operations", *(f"- {line}" for line in lines)]
 
 
 def extensions(args):
     """Time a training step of SVG-LP with each extension against one without."""
     device = choose_device(args.device)
     torch.backends.cudnn.benchmark = True
+    everything = list(stages(device, False).values())[-1]
     variants = {
         "plain": {},
         "--hierarchy 3": {"hierarchy": 3},
@@ -157,7 +225,7 @@ def extensions(args):
     }
     rows = []
     for batch, teacher_forcing in tqdm(list(itertools.product(args.batch_size, (True, False)))):
-        make = lambda options: make_step(STAGES[-1], "learned", batch, args.width, teacher_forcing, device, **options)
+        make = lambda options: make_step(everything, "learned", batch, args.width, teacher_forcing, device, **options)
         seconds = interleaved({name: make(options) for name, options in variants.items()}, device, args.repeats)
         mode = "teacher-forced" if teacher_forcing else "free-running"
         for name, s in seconds.items():
@@ -238,7 +306,7 @@ def _memory_of(make, *args):
     return peak() - before
 
 
-def report(args, name, note, rows):
+def report(args, name, note, rows, more=()):
     """Print the rows as a Markdown table and write them beside as NAME.md and NAME.json."""
     machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name()
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -250,6 +318,7 @@ def report(args, name, note, rows):
         "|---" * len(rows[0]) + "|",
     ]
     lines += ["| " + " | ".join(show(v) for v in row.values()) + " |" for row in rows]
+    lines += itertools.chain(*more)
     print("\n".join(lines))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{name}.md").write_text("\n".join(lines) + "\n")
@@ -363,7 +432,8 @@ def main():
             batches = [16, 100] if torch.cuda.is_available() else [4, 16]
             command.add_argument("--batch_size", type=int, nargs="+", default=batches, help="clips a step")
             if function is train:
-                command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
+                command.add_argument("--compile", action="store_true", help="time --compile too (CUDA: on)")
+            command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
         elif function is data:
             command.add_argument("--data_root", default="data/pushing_sample", help="data set in the folder layout")
             command.add_argument("--n_clips", type=int, default=128, help="training clips to use")

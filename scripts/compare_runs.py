@@ -32,12 +32,13 @@ from utils import (  # noqa: E402
     choose_precision,
     load_model,
     run_command,
+    tune,
     write_json,
     writing,
 )
 
 # The seed, and settings that do not change what a run learns.
-INDIFFERENT = set("seed log_dir num_workers device data_device save_every max_bad_clips tensorboard cond_dim".split())
+INDIFFERENT = set("seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split())
 CHECKPOINTS = {"best": "best.pt", "final": "last.pt"}
 
 
@@ -375,6 +376,7 @@ def get_parser():
 def main():
     args = get_parser().parse_args()
     device = choose_device(args.device)
+    tune(device)
     runs = [Run(folder) for folder in dict.fromkeys(args.runs)]
     for run in runs:
         if not run.finished:

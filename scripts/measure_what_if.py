@@ -13,7 +13,7 @@ import metrics  # noqa: E402
 import options  # noqa: E402
 import what_if  # noqa: E402
 from dataset import open_for  # noqa: E402
-from utils import UserError, autocast, choose_device, choose_precision, load_model, run_command  # noqa: E402
+from utils import UserError, autocast, choose_device, choose_precision, load_model, run_command, tune  # noqa: E402
 
 TIP = 70  # a pixel of a true frame belongs to the finger tips where it is more magenta than this
 FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become this much more magenta than it was
@@ -59,6 +59,7 @@ def get_parser():
 def main():
     args = get_parser().parse_args()
     device = choose_device(args.device)
+    tune(device)
     model, trained = load_model(args.model_path)
     model.to(device)
     motion, true_moves, positions = {}, [], []

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from conftest import ROOT, TINY, run
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from kill_test import outcome, same  # noqa: E402
+
+from dataset import ClipDataset, ClipSampler  # noqa: E402
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 COMMAND = ["train_learned_prior.py", *TINY, "--n_future", "2", "--epoch_size", "4"]
@@ -29,7 +32,7 @@ torch.set_num_threads(1)
 distributed.join(torch.device("cpu"))
 model = SVG(7, width=4, g_dim=8, z_dim=4, rnn_size=8).eval()
 frames, cond, noise = torch.rand(8, 5, 3, 64, 64), torch.randn(8, 5, 7), torch.randn(4, 8, 4)
-at = slice(distributed.rank(), None, distributed.size())
+at = list(distributed.share(range(8)))
 torch.randn_like = lambda mu: noise[:, at]
 objective = distributed.wrap(trainer.Objective(model), torch.device("cpu"))
 optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)  # Adam would blow up the rounding of the smallest gradients
@@ -43,7 +46,7 @@ for step, (teacher_forcing, weight) in enumerate([(True, 1e-2), (False, 1e-2), (
         gradients = {{name: p.grad.clone() for name, p in model.named_parameters()}}
     trainer.update(optimizer, 1.0, failure, step + 1, losses[-1])
     optimizer.zero_grad(set_to_none=True)
-content = [losses, gradients, model.state_dict()]
+content = [losses, gradients, model.state_dict(), at]
 torch.save(content, sys.argv[1] + str(distributed.rank()))
 distributed.leave()
 """
@@ -56,6 +59,7 @@ def test_two_processes_of_batch_4_step_as_one_of_batch_8(tmp_path):
         result = run(*command, tmp_path / name)
         assert result.returncode == 0, result.stderr
     one, two, other = (torch.load(tmp_path / name, weights_only=True) for name in ("one0", "two0", "two1"))
+    assert sorted(two[3] + other[3]) == one[3] == list(range(8))
     largest = max(g.abs().max() for g in one[1].values())
     assert largest > 0
     for name, gradient in one[1].items():
@@ -86,6 +90,19 @@ def test_validation_is_shared_out(tiny_data, together, tmp_path):
     assert float(row["psnr"]) == pytest.approx(alone["sample"]["psnr"]["mean"], abs=1e-4)
     assert float(row["copy_last_psnr"]) == pytest.approx(alone["copy_last"]["psnr"]["mean"], abs=1e-4)
     assert json.loads((together / "args.json").read_text())["processes"] == 2
+
+
+def test_each_clip_is_read_by_one_process(tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    train, validate = (ClipDataset(data, split, 4).clips for split in ("train", "validate"))
+    for clip in (train[max(ClipSampler(9, 4, 2, seed=1).keys(0)[0])[0]], validate[3]):
+        for frame in clip.glob("*.png"):
+            frame.write_bytes(b"")
+    flags = ["--data_root", data, "--log_dir", tmp_path / "run", "--niter", 1, "--epoch_size", 2, "--max_bad_clips", 2]
+    result = run(*TORCHRUN, *COMMAND, *flags)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("; skipped clip train/") == result.stderr.count("; skipped clip validate/") == 1
 
 
 def test_signal_and_resume_end_as_the_undisturbed_run(tiny_data, together, tmp_path):
