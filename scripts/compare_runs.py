@@ -38,7 +38,9 @@ from utils import (  # noqa: E402
 )
 
 # The seed, and settings that do not change what a run learns.
-INDIFFERENT = set("seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split())
+INDIFFERENT = set(
+    "seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split()
+)
 CHECKPOINTS = {"best": "best.pt", "final": "last.pt"}
 
 
@@ -122,14 +124,14 @@ def common_name(names):
 
 
 def group_runs(runs):
-    """Groups in the order in which their first runs were given, lettered A, B, ..."""
+    """Groups in the order in which their first runs were given, lettered A, B, ...; a run made twice counts once."""
     found = {}
     for run in runs:
-        found.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+        first = found.setdefault(json.dumps(run.settings, sort_keys=True), {}).setdefault(run.seed, run)
+        if first is not run:
+            print(f"warning: {run.folder}: as {first.folder}, with the same seed; left out", file=sys.stderr)
     letters = ("".join(p) for n in (1, 2) for p in itertools.product(string.ascii_uppercase, repeat=n))
-    return [
-        Group(letter, sorted(members, key=lambda run: run.seed)) for letter, members in zip(letters, found.values())
-    ]
+    return [Group(letter, [seeds[s] for s in sorted(seeds)]) for letter, seeds in zip(letters, found.values())]
 
 
 def same_clips(a, b):
@@ -196,6 +198,14 @@ def verdict(group, reference):
     if clear:
         return text
     return f"{text}, {'cannot be told from noise' if half is not None else 'one seed: cannot be told'}"
+
+
+def summary(family):
+    """Which group is highest, and from which it cannot be told."""
+    best = max(family, key=lambda group: group.values("best", "psnr").mean())
+    text = f"Highest: {best.letter} {best.name}, {show(best.values('best', 'psnr'), 2)} dB."
+    noise = [group.letter for group in family if group is not best and not compare(best, group)[2]]
+    return text + (f" These cannot be told from it: {', '.join(noise)}." if noise else "")
 
 
 def score_table(family):
@@ -312,6 +322,7 @@ def page(args, groups, kin, clips, out):
         parts += [
             element("h2", f"Scores on {of}"),
             html_table(*score_table(family)),
+            element("p", html.escape(summary(family))),
             element(
                 "p",
                 "Best: the checkpoint with the highest validation PSNR; final: the last one. ± is the sample standard"
@@ -422,6 +433,7 @@ def main():
     for family in kin:
         print(f"\n{family[0].runs[0].clips}")
         print_table(*score_table(family))
+        print(summary(family))
     if varied:
         print("\nsettings that differ")
         print_table(*settings_table(groups))

@@ -54,10 +54,12 @@ def compared(trained, tmp_path_factory):
     one = change(trained["fixed"], folder / "fixed-seed1", lambda args: args.update(num_workers=7))
     two = change(trained["fixed"], folder / "fixed-seed2", lambda args: args.update(seed=2), noise=0.2)
     other = change(trained["fixed"], folder / "other", lambda args: args.update(data_root=str(folder / "data")))
+    again = change(trained["learned"], folder / "learned-again", lambda args: None)
     out = folder / "report"
     flags = ["--num_workers", 0, "--precision", "fp32", "--n_show", 2]
-    result = run("scripts/compare_runs.py", one, trained["learned"], two, other, "--out", out, *flags)
+    result = run("scripts/compare_runs.py", one, trained["learned"], two, other, again, "--out", out, *flags)
     assert result.returncode == 0, result.stderr
+    assert "learned-again" in result.stderr and "same seed" in result.stderr
     return SimpleNamespace(out=out, stdout=result.stdout, groups=json.load(open(out / "scores.json")))
 
 
