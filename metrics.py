@@ -11,7 +11,7 @@ from scipy import stats
 ROWS = ("sample", "best_of_n", "posterior", "copy_last")
 
 # Futures that run as one batch; more do not run faster and need more memory.
-ROWS_AT_ONCE = {"cpu": 256, "cuda": 2048}
+ROWS_AT_ONCE = {"cpu": 128, "cuda": 2048}
 
 
 def psnr(x, y):
@@ -89,7 +89,7 @@ def evaluate_batch(model, frames, cond, n_samples, seeds, progress, most_shown=2
     n_future, clips = truth.shape[1], torch.arange(len(frames), device=frames.device)
     posterior = model.reconstruct(frames, cond, generators())
 
-    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 256) // len(frames))
+    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 128) // len(frames))
     running, scores, samples = generators(), [], []
     best, best_psnr = posterior[:0], posterior.new_zeros(0, len(frames))
     for first in range(0, n_samples, chunk):

@@ -13,6 +13,7 @@ Inside this file tensors are time-major, (T, B, ...): folding time into the batc
 """
 
 import contextlib
+import copy
 import itertools
 import math
 
@@ -23,7 +24,7 @@ from models.align import Aligner, warp
 from models.cond_conv import modulate
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder, upsample_conv
+from models.vgg64 import Decoder, Encoder, fold_batchnorm, upsample_conv
 
 
 def kl_divergence(mu1, logvar1, mu2, logvar2):
@@ -81,6 +82,21 @@ def evaluating(model):
             yield
     finally:
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def folded(model):
+    """BatchNorm folded into the convolutions before it, for prediction: in eval mode both are linear.
+
+    Not beside more levels of latents, whose terms are added between the two.
+    """
+    networks = model.encoder, model.decoder
+    if not model.levels:
+        model.encoder, model.decoder = (fold_batchnorm(copy.deepcopy(network)) for network in networks)
+    try:
+        yield
+    finally:
+        model.encoder, model.decoder = networks
 
 
 class SVG(nn.Module):
@@ -239,7 +255,7 @@ class SVG(nn.Module):
 
         generator: None, a torch.Generator, or a list of B CPU generators (see `draw_noise`).
         """
-        with evaluating(self):
+        with evaluating(self), folded(self):
             return self._rollout(past, cond, n_future, n_samples, generator)
 
     def reconstruct(self, frames, cond, generator=None):
@@ -247,7 +263,7 @@ class SVG(nn.Module):
 
         frames (B, T, 3, 64, 64), cond (B, T, D) -> (1, B, T - n_past, 3, 64, 64). It sees the future: an upper bound.
         """
-        with evaluating(self):
+        with evaluating(self), folded(self):
             n_future = frames.shape[1] - self.n_past
             return self._rollout(frames[:, : self.n_past], cond, n_future, 1, generator, target=frames)
 

@@ -5,6 +5,7 @@
 
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.cond_conv import Modulation
 
@@ -36,6 +37,16 @@ class VGGLayer(nn.Module):
 def stage(*channels):
     """VGG layers in a row: stage(a, b, c) maps a to b to c channels."""
     return [VGGLayer(n_in, n_out) for n_in, n_out in zip(channels, channels[1:])]
+
+
+def fold_batchnorm(network):
+    """Give each convolution the scale and shift of the BatchNorm behind it, in place; eval mode only."""
+    for chain in [module for module in network.modules() if isinstance(module, Chain)]:
+        for k, (conv, norm) in enumerate(zip(chain, chain[1:])):
+            if isinstance(norm, nn.BatchNorm2d):
+                chain[k] = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
+                chain[k + 1] = nn.Identity()
+    return network
 
 
 def upsample_conv(x, weight):

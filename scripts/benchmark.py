@@ -259,7 +259,7 @@ def make_evaluation(ours, n_samples, args, device):
     model = model.to(memory_format=torch.channels_last)
 
     def evaluate():
-        with autocast(device, choose_precision("auto", device)):
+        with kept_memory(device.type == "cpu"), autocast(device, choose_precision("auto", device)):
             metrics.evaluate(model, [(frames, cond)], n_samples)
 
     return evaluate

@@ -133,12 +133,13 @@ def test_future_frames_do_not_reach_the_prediction(extensions):
 @plain_and_extended
 @pytest.mark.parametrize("training", [True, False])
 def test_a_prediction_does_not_depend_on_its_batch(training, extensions):
-    """Also straight after training, when the model is still in training mode; predict leaves the mode as it was."""
+    """Also straight after training, when the model is still in training mode; predict leaves the model as it was."""
     model = tiny(**extensions).train(training)
+    networks = model.encoder, model.decoder
     frames, cond = clips()
     generators = lambda ks: [torch.Generator().manual_seed(k) for k in ks]
     together = model.predict(frames[:, :2], cond, 4, 2, generators([7, 8, 9]))
-    assert model.training == training
+    assert model.training == training and (model.encoder, model.decoder) == networks
     alone = model.predict(frames[1:2, :2], cond[1:2], 4, 2, generators([8]))
     torch.testing.assert_close(together[:, 1:2], alone, rtol=1e-9, atol=1e-12)
 
