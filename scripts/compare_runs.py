@@ -12,6 +12,7 @@ import html
 import itertools
 import json
 import math
+import re
 import string
 import sys
 from pathlib import Path
@@ -95,8 +96,7 @@ class Group:
 
     def __init__(self, letter, runs):
         self.letter, self.runs, self.settings = letter, runs, runs[0].settings
-        names = [run.folder.resolve().name for run in runs]
-        self.name = names[0] if len(runs) == 1 else common_name(names)
+        self.name = common_name(run.folder.resolve().name for run in runs)
         self.clips = runs[0].pictures
 
     def values(self, which, metric):
@@ -117,10 +117,8 @@ class Group:
 
 
 def common_name(names):
-    """The part of the folders' names that they share: a-seed1, a-seed2 -> a."""
-    shared = "".join(a[0] for a in itertools.takewhile(lambda a: len(set(a)) == 1, zip(*names)))
-    shared = shared.rstrip(string.digits + "-_.").removesuffix("seed").rstrip("-_.")
-    return shared or " + ".join(names)
+    """The folders' names without their seeds: a-seed1, a-seed2 -> a."""
+    return " + ".join(dict.fromkeys(re.sub(r"[-_.]?seed[-_=]?\d+$", "", name) or name for name in names))
 
 
 def group_runs(runs):
