@@ -11,7 +11,7 @@ from scipy import stats
 ROWS = ("sample", "best_of_n", "posterior", "copy_last")
 
 # Futures that run as one batch; more do not run faster and need more memory.
-ROWS_AT_ONCE = {"cpu": 128, "cuda": 2048}
+ROWS_AT_ONCE = {"cpu": 64, "cuda": 2048}
 
 
 def psnr(x, y):
@@ -52,7 +52,7 @@ def ssim(x, y):
 
 
 def score(predicted, truth):
-    """{"psnr", "ssim"} a frame: predicted (S, B, T, 3, H, W), truth (B, T, 3, H, W) -> (S, B, T) each, in float32."""
+    """{"psnr", "ssim"} a frame: predicted (..., B, T, 3, H, W), truth (B, T, 3, H, W) -> (..., B, T) each, in float32."""
     with torch.autocast(truth.device.type, enabled=False):
         predicted, truth = predicted.float(), truth.float()
         return {"psnr": psnr(predicted, truth), "ssim": ssim(predicted, truth)}
@@ -89,26 +89,26 @@ def evaluate_batch(model, frames, cond, n_samples, seeds, progress, most_shown=2
     n_future, clips = truth.shape[1], torch.arange(len(frames), device=frames.device)
     posterior = model.reconstruct(frames, cond, generators())
 
-    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 128) // len(frames))
+    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 64) // len(frames))
     running, scores, samples = generators(), [], []
-    best, best_psnr = posterior[:0], posterior.new_zeros(0, len(frames))
+    best, best_psnr = posterior[0], posterior.new_full((len(frames),), -1.0)
     for first in range(0, n_samples, chunk):
-        predicted = model.predict(past, cond, n_future, min(chunk, n_samples - first), running)
-        scores.append(score(predicted, truth))
-        samples += predicted[: max(0, most_shown - len(samples))]
-        rivals = torch.cat([best, predicted])
-        merits = torch.cat([best_psnr, scores[-1]["psnr"].mean(2)])
-        winner = merits.argmax(0)
-        best, best_psnr = rivals[winner, clips][None], merits[winner, clips][None]
-        progress(predicted.shape[0] * predicted.shape[1])
+        for sample in model.predict(past, cond, n_future, min(chunk, n_samples - first), running):
+            scores.append(score(sample, truth))
+            psnr_of_clip = scores[-1]["psnr"].mean(1)
+            better = psnr_of_clip > best_psnr
+            best = torch.where(better[:, None, None, None, None], sample, best)
+            best_psnr = torch.where(better, psnr_of_clip, best_psnr)
+            samples += [sample] * (len(samples) < most_shown)
+        progress(min(chunk, n_samples - first) * len(frames))
 
-    videos = {"truth": truth, "posterior": posterior[0], "best": best[0]}
+    videos = {"truth": truth, "posterior": posterior[0], "best": best}
     videos |= {f"sample {j + 1}": sample for j, sample in enumerate(samples)}
     if n_samples == 1:
         del videos["best"]
     videos = {label: to_uint8(torch.cat([past, video], 1)) for label, video in videos.items()}
     pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
-    sample = {metric: torch.cat([s[metric] for s in scores]) for metric in ("psnr", "ssim")}
+    sample = {metric: torch.stack([s[metric] for s in scores]) for metric in ("psnr", "ssim")}
     rows = {"posterior": score(posterior, truth), "copy_last": score(copy_last(past, n_future), truth)}
     return {"sample": sample, **rows}, pictures
 

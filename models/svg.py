@@ -285,6 +285,7 @@ class SVG(nn.Module):
         if target is not None:
             truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
         q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
+        del truth  # its skips are larger than all the rest
 
         c, source, predicted = many(c), many(h[:1]), []
         level_skips = [many(s[-1:]) for s in self.level_skips(skips)]  # of the first source frame whose step is decoded

@@ -46,7 +46,7 @@ def fold_batchnorm(network):
             if isinstance(norm, nn.BatchNorm2d):
                 chain[k] = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
-    return network
+    return network.requires_grad_(False)  # else autocast would keep a copy of every copy
 
 
 def upsample_conv(x, weight):
