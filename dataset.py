@@ -3,6 +3,7 @@
 A data set is ROOT/{train,validate,test}/GROUP/CLIP/ with the frames as 0.png, 1.png, ... or as one film strip
 frames.webp (frames stacked top to bottom), and a row a frame in actions.csv and endeffector_positions.csv; or the
 packed form of the same clips, which scripts/convert_bair.py and scripts/pack_dataset.py write (see PackedDataset).
+Recordings of a person with pose drawings have a layout of their own (see PoseDataset).
 """
 
 import ctypes
@@ -189,6 +190,73 @@ class PackedDataset(Dataset):
         return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
 
 
+class PoseDataset(Dataset):
+    """Windows of n_frames from recordings of a person, with a drawing of the pose in each frame as the condition.
+
+    ROOT/SPLIT/SPLIT_img/N.png and SPLIT_label/N.png, N = 0, 1, ..., all of one size, are read into memory. A new recording
+    begins at each frame of `cuts`, by default those that SPLIT/cuts.txt lists; a window never crosses them.
+
+    An item is frames and cond, (T, H, W, 3) uint8 each. A recording of L frames counts as L // n_frames items. The key i gives
+    windows evenly spread over it. The key (i, u), u in [0, 1), gives a window of every k-th frame, k in 1 .. max_stride,
+    that starts in the item's part of the recording.
+    """
+
+    cond_dim = 3
+
+    def __init__(self, root, split, n_frames, cuts=None, n_clips=0, max_stride=1):
+        self.root, self.split, self.n_frames, self.max_stride = Path(root), split, n_frames, max_stride
+        folder = self.root / split
+        if not self.root.is_dir():
+            raise UserError(f"--data_root {root}: no such folder")
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such split; {self.root} must hold train and val, for instance")
+        images, labels = folder / f"{split}_img", folder / f"{split}_label"
+        n = max(sum(1 for _ in f.glob("*.png")) for f in (images, labels))
+        if n == 0:
+            raise UserError(f"{folder}: no recording; expected {images}/0.png and {labels}/0.png")
+        self.frames = read_numbered(images, n)
+        self.labels = read_numbered(labels, n, self.frames.shape[1:3])
+        source = "--cuts"
+        if cuts is None:
+            source, cuts = folder / "cuts.txt", read_cuts(folder / "cuts.txt")
+        if cuts and cuts[-1] >= n:
+            raise UserError(f"{source}: {cuts[-1]} is beyond the {n} frames of {images}")
+        self.parts = []  # (first frame, length) of the item's recording, which part of it, of how many
+        for first, end in zip([0, *cuts], [*cuts, n]):
+            if end - first < n_frames:
+                raise UserError(
+                    f"{images}: the recording from frame {first} has {end - first} frames, {n_frames} wanted; lower --train_vi_len, --val_vi_len or --n_future"
+                )
+            k = (end - first) // n_frames
+            self.parts += [(first, end - first, j, k) for j in range(k)]
+        self.parts = self.parts[: n_clips or None]
+
+    def __len__(self):
+        return len(self.parts)
+
+    def window(self, key):
+        """The frames of a key's window, as a slice."""
+        i, u = key if isinstance(key, tuple) else (key, None)
+        first, length, j, k = self.parts[i]
+        stride = 1
+        if u is None:
+            start = j * (length - self.n_frames) // max(1, k - 1)
+        else:
+            most = min(self.max_stride, (length - 1) // (self.n_frames - 1))
+            stride = 1 + int(u * 2**24 % 1 * most)  # from digits of u too fine to matter for the start
+            start = int((j + u) / k * (length - stride * (self.n_frames - 1)))
+        return slice(first + start, first + start + stride * (self.n_frames - 1) + 1, stride)
+
+    def name(self, i):
+        """The frames of the window of key i."""
+        window = self.window(i)
+        return f"frames {window.start}-{window.stop - 1}"
+
+    def __getitem__(self, key):
+        window = self.window(key)
+        return self.frames[window], self.labels[window]
+
+
 def natural_key(path):
     """Sort 2 before 10: numbers in the names of the group and the clip compare as numbers."""
     words = "".join(c if c.isdigit() else " " for c in "/".join(path.parts[-2:])).split()
@@ -221,6 +289,33 @@ def read_strip(path):
     """All frames of a film strip, (T, 64, 64, 3) uint8."""
     wanted = f"a strip is {SIZE} wide and {SIZE} high a frame"
     return read_image(path, lambda w, h: w == SIZE and h % SIZE == 0, wanted).reshape(-1, SIZE, SIZE, 3)
+
+
+def read_numbered(folder, n, size=None):
+    """The images 0.png .. n-1.png of a folder, (n, H, W, 3) uint8, all of one size (H, W)."""
+    if size is None:
+        size = read_image(folder / "0.png", lambda w, h: min(w, h) >= 11, "frames must be 11x11 or larger").shape[:2]
+    h, w = size
+    images = torch.empty((n, h, w, 3), dtype=torch.uint8)
+    for t in range(n):
+        image = read_image(
+            folder / f"{t}.png", lambda *found: found == (w, h), f"{w}x{h} wanted, as the first frame has"
+        )
+        images[t] = torch.from_numpy(image)
+    return images
+
+
+def read_cuts(path):
+    """The frame numbers of a cuts.txt, separated by commas or white space; none where there is no such file."""
+    try:
+        cuts = [int(word) for word in path.read_text().replace(",", " ").split()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        cuts = [0]
+    if cuts != sorted(set(cuts)) or min(cuts, default=1) < 1:
+        raise UserError(f"{path}: not a list of increasing frame numbers (630, 1260); mend or remove it")
+    return cuts
 
 
 def read_csv(path, n_rows):
@@ -305,8 +400,14 @@ def is_packed(folder):
     return any((Path(folder) / name).exists() for name in ("index.json", "frames.npy"))
 
 
-def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None):
-    """One split of a data set, in folders or packed."""
+def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None, cuts=None):
+    """One split of a data set, in folders or packed; with the condition `pose`, recordings with pose drawings."""
+    if cond == "pose":
+        return PoseDataset(root, split, n_frames, cuts, n_clips)
+    if (Path(root) / split / f"{split}_img").exists():
+        raise UserError(f"--data_root {root}: recordings with pose drawings; train_pose.py trains on them")
+    if cuts is not None:
+        raise UserError(f"--cuts: {root} holds clips, which have no cuts; leave the flag out")
     if is_packed(Path(root) / split):
         device = None if data_device is None else choose_device(data_device, "--data_device")
         return PackedDataset(root, split, n_frames, cond, n_clips, device)
@@ -324,10 +425,10 @@ def open_splits(args):
     return train, validate
 
 
-def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0):
+def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cuts=None):
     """A split as a checkpoint's model wants it: `trained` are the args it was trained with, the defaults of the others."""
     root, cond = data_root or trained["data_root"], trained["cond"]
-    data = open_split(root, split, model.n_past + (n_future or trained["n_future"]), cond, n_clips)
+    data = open_split(root, split, model.n_past + (n_future or trained["n_future"]), cond, n_clips, cuts=cuts)
     if data.cond_dim != model.config["cond_dim"]:
         raise UserError(
             f"--data_root {root}: --cond {cond} has {data.cond_dim} numbers a frame there, and the model was trained with {model.config['cond_dim']}"
@@ -338,18 +439,24 @@ def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0):
 class ClipSampler:
     """Batches of dataset keys (i, u). A pure function of (seed, epoch), so that a resumed epoch goes on where it stopped.
 
-    share(keys) is the part of a batch that this process loads.
+    share(keys) is the part of a batch that this process loads; part(epoch) the part of the clips, from the first on, that an
+    epoch draws from.
     """
 
-    def __init__(self, n_clips, batch_size, n_batches=0, seed=0, random_start=True, share=list):
+    def __init__(self, n_clips, batch_size, n_batches=0, seed=0, random_start=True, share=list, part=lambda epoch: 1.0):
         self.n_clips, self.batch_size, self.seed, self.random_start = n_clips, batch_size, seed, random_start
-        self.share = share
-        self.n_batches = n_batches or max(1, n_clips // batch_size)
-        self.epoch = self.first = 0
+        self.epoch_size, self.share, self.part = n_batches, share, part
+        self.start(0)
 
     def start(self, epoch, first=0):
         """Iterate over this epoch next, from batch `first`."""
         self.epoch, self.first = epoch, first
+        self.n_batches = self.count(epoch)[1]
+
+    def count(self, epoch):
+        """The number of clips that an epoch draws from, and its number of batches."""
+        n_clips = max(1, int(self.n_clips * self.part(epoch)))
+        return n_clips, self.epoch_size or max(1, n_clips // self.batch_size)
 
     def __len__(self):
         return self.n_batches - self.first
@@ -357,8 +464,9 @@ class ClipSampler:
     def keys(self, epoch):
         """All batches of an epoch: a list of lists of keys (i, u)."""
         rng = np.random.default_rng([self.seed, epoch])
-        n = self.n_batches * self.batch_size
-        clips = np.concatenate([rng.permutation(self.n_clips) for _ in range(-(-n // self.n_clips))])[:n].tolist()
+        n_clips, n_batches = self.count(epoch)
+        n = n_batches * self.batch_size
+        clips = np.concatenate([rng.permutation(n_clips) for _ in range(-(-n // n_clips))])[:n].tolist()
         starts = (rng.random(n) if self.random_start else np.zeros(n)).tolist()
         keys = list(zip(clips, starts))
         return [keys[b : b + self.batch_size] for b in range(0, n, self.batch_size)]
@@ -486,4 +594,9 @@ def batches(loader, device, skip=None):
         for error in errors:
             skip(error)
         frames, cond = batch
-        yield frames.permute(0, 1, 4, 2, 3).float().div_(255), cond
+        yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
+
+
+def to_float(images):
+    """Images (..., H, W, 3) uint8 to (..., 3, H, W) float32 in [0, 1], channels last in memory."""
+    return images.movedim(-1, -3).float().div_(255)

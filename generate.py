@@ -19,9 +19,13 @@ from utils import autocast, choose_device, choose_precision, load_model, run_com
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
+    parser.add_argument("--model_path", "--ckpt", required=True, help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
-    parser.add_argument("--split", default="test", help="train, validate or test")
+    parser.add_argument(
+        "--split", default="test", help="train, validate or test; of pose recordings train, val or test"
+    )
+    parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
+    parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
     parser.add_argument("--n_samples", type=options.count, default=10, help="futures a clip")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
@@ -53,7 +57,7 @@ def main():
     tune(device)
     precision = choose_precision(args.precision, device)
     model, trained = load_model(args.model_path)
-    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips)
+    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, args.cuts)
     root, cond, n_future = data.root, trained["cond"], data.n_frames - model.n_past
     model.to(device, memory_format=torch.channels_last)
     out = Path(args.log_dir or f"results/{Path(args.model_path).absolute().parent.name}-{args.split}")
@@ -86,14 +90,19 @@ def main():
     visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
     ranking = clip_values["best_of_n"]["psnr"].argsort(descending=True).tolist()
     shown = sorted({round(r) for r in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))})
+    every = -(-(model.n_past + n_future) // 32)
     for rank in shown:
         k = ranking[rank]
         visualize.save_gif(out / f"sample_{k}.gif", [pictures[k]], model.n_past, scale=3)
-        visualize.save_grid(out / f"sample_{k}.png", list(pictures[k].items()), model.n_past)
+        visualize.save_grid(out / f"sample_{k}.png", list(pictures[k].items()), model.n_past, every=every)
     if shown:
         best_first = [pictures[ranking[rank]] for rank in shown]
         visualize.save_gif(out / "samples.gif", best_first, model.n_past, [f"clip {ranking[rank]}" for rank in shown])
     print_tables(protocol, total, per_step, per_clip)
+    if cond == "pose":
+        for k, clip in enumerate(per_clip):
+            print(f"PSNR for testing sequence{k + 1}: {clip['sample']['psnr']:.3f}")
+        print(f"AVG: {total['sample']['psnr']['mean']:.3f}\n")
     names = ", ".join(f"sample_{ranking[rank]}" for rank in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"
@@ -139,7 +148,7 @@ def print_tables(protocol, total, per_step, per_clip, most_clips=32):
         for name, entry in entries:
             print(f"{name:24}" + "".join(f"{entry(row, 'psnr'):10.2f}{entry(row, 'ssim'):8.4f}" for row in rows))
 
-    steps = range(protocol["n_future"])
+    steps = range(0, protocol["n_future"], -(-protocol["n_future"] // 32))
     table(
         "frame",
         [(str(protocol["n_past"] + t), lambda row, metric, t=t: per_step[row][metric]["mean"][t]) for t in steps],

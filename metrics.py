@@ -10,7 +10,7 @@ from scipy import stats
 # One sample a clip, best of N by the metric itself, the posterior's reconstruction, the last given frame repeated.
 ROWS = ("sample", "best_of_n", "posterior", "copy_last")
 
-# Futures that run as one batch; more do not run faster and need more memory.
+# Futures of up to 32 frames that run as one batch; more hardly run faster and need more memory.
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 2048}
 
 
@@ -67,8 +67,9 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
     """Score a model on the clips that the iterator `loaded` gives as (frames (B, T, 3, H, W), cond (B, T, D)).
 
     Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
-    pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}. Clip k's noise depends on seed and
-    k alone; `clips` are their numbers, 0, 1, ... by default. progress(n) is told of n more futures.
+    pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}, with "pose" first where the condition
+    is drawn. Clip k's noise depends on seed and k alone; `clips` are their numbers, 0, 1, ... by default. progress(n) is told
+    of n more futures.
     """
     scores, pictures = [], []
     clips = clips or range(sys.maxsize)
@@ -86,10 +87,10 @@ def evaluate_batch(model, frames, cond, n_samples, seeds, progress, most_shown=2
     """One batch of `evaluate`: all samples of its clips run together as far as memory allows."""
     generators = lambda: [torch.Generator().manual_seed(s) for s in seeds]
     past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
-    n_future, clips = truth.shape[1], torch.arange(len(frames), device=frames.device)
+    n_future = truth.shape[1]
     posterior = model.reconstruct(frames, cond, generators())
 
-    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 64) // len(frames))
+    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 64) // len(frames) // max(1, n_future // 32))
     running, scores, samples = generators(), [], []
     best, best_psnr = posterior[0], posterior.new_full((len(frames),), -1.0)
     for first in range(0, n_samples, chunk):
@@ -107,6 +108,8 @@ def evaluate_batch(model, frames, cond, n_samples, seeds, progress, most_shown=2
     if n_samples == 1:
         del videos["best"]
     videos = {label: to_uint8(torch.cat([past, video], 1)) for label, video in videos.items()}
+    if cond.dim() == 5:  # images
+        videos = {"pose": to_uint8(cond), **videos}
     pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
     sample = {metric: torch.stack([s[metric] for s in scores]) for metric in ("psnr", "ssim")}
     rows = {"posterior": score(posterior, truth), "copy_last": score(copy_last(past, n_future), truth)}

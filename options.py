@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import UserError, load_checkpoint
 
 SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame hierarchy align cond_conv".split()
+POSE_OPTIONS = "F_dim L_dim N_dim D_out_dim".split()
 KL_ANNEAL = {"monotonic": "monotonic", "cyclical": "cyclical", "none": "none", "nokl_annealing": "none"}
 
 
@@ -38,6 +39,17 @@ def save_interval(text):
         return [0, positive(text[:-1])] if text.endswith("m") else [natural(text), 0]
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of steps (200) nor of minutes (10m)") from None
+
+
+def cuts(text):
+    """Frame numbers as an increasing list: "630,1260"."""
+    try:
+        found = [count(n) for n in text.split(",")]
+        if found != sorted(set(found)):
+            raise ValueError
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of increasing frame numbers (630,1260)") from None
+    return found
 
 
 count, natural = number(int, 1, 2**31 - 1), number(int, 0, 2**31 - 1)
@@ -75,7 +87,25 @@ def add_machine(group):
 def training_parser(description):
     """Options of the SVG training commands."""
     parser = Parser(description)
+    for add in (add_clips, add_run, add_svg, add_loss, add_teacher_forcing, add_optimiser, add_validation):
+        add(parser)
+    return parser
 
+
+def pose_parser(description):
+    """Options of train_pose.py. The defaults are the document's of its best run: no annealing, no teacher forcing."""
+    parser = Parser(description)
+    for add in (add_recordings, add_run, add_pose_cvae, add_loss, add_teacher_forcing, add_optimiser, add_validation):
+        add(parser)
+    parser.set_defaults(
+        batch_size=2, num_workers=0, beta=1.0, kl_anneal="none", kl_anneal_start=0.01, kl_anneal_per="epoch"
+    )
+    parser.set_defaults(tfr=0.0, lr_milestones=[5], lr_gamma=0.01, n_eval=630, n_past=1, cond="pose", random_start=True)
+    return parser
+
+
+def add_clips(parser):
+    """Clips of a robot and what is told of each frame."""
     data = parser.add_argument_group("data")
     data.add_argument("--data_root", "--DR", default="data/pushing_sample", help="folder with train, validate and test")
     data.add_argument("--n_past", type=count, default=2, help="frames given")
@@ -94,11 +124,42 @@ def training_parser(description):
     )
     data.add_argument("--data_device", help="keep a packed data set on this device: cuda, cpu, ...; default: on disk")
 
+
+def add_recordings(parser):
+    """Recordings of a person with a pose drawing a frame."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data_root",
+        "--DR",
+        default="data/dancer",
+        help="folder with train/train_img, train/train_label, val/val_img, ...",
+    )
+    data.add_argument("--train_vi_len", type=number(int, 2), default=16, help="frames of a training window")
+    data.add_argument("--max_stride", type=count, default=1, help="windows take every k-th frame, k from 1 to this")
+    data.add_argument(
+        "--cuts",
+        type=cuts,
+        metavar="N,N,...",
+        help="frames at which a new training recording begins; no window crosses them (default: train/cuts.txt, or none)",
+    )
+    data.add_argument(
+        "--test", action="store_true", help="score the checkpoint of --ckpt on the validation set instead"
+    )
+    data.add_argument("--ckpt", help="checkpoint for --test")
+
+
+def add_run(parser):
+    """What every training is told."""
     run = parser.add_argument_group("run")
     run.add_argument("--log_dir", "--save_root", help="run directory (default: runs/COMMAND-DATE-TIME)")
     run.add_argument("--resume", metavar="DIR", help="go on with this run; flags given beside it replace the run's")
     run.add_argument("--niter", "--num_epoch", type=count, default=100, help="epochs")
     run.add_argument("--epoch_size", type=natural, default=0, help="steps an epoch; 0: the whole training set once")
+    run.add_argument("--fast_train", action="store_true", help="begin on a part of the training set")
+    run.add_argument("--fast_train_epoch", type=natural, default=5, help="last epoch of that, counted from 0")
+    run.add_argument(
+        "--fast_partial", type=number(float, 1e-6, 1), default=0.4, help="the part: the first clips up to this share"
+    )
     run.add_argument("--batch_size", type=count, default=16, help="clips a step")
     run.add_argument("--seed", type=natural, default=1, help="of weights, data order, noise and teacher forcing")
     add_machine(run)
@@ -110,6 +171,9 @@ def training_parser(description):
         help="compile the networks with torch.compile in this mode, for a GPU; reduce-overhead uses CUDA graphs",
     )
 
+
+def add_svg(parser):
+    """The sizes of models.SVG."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--width", type=count, default=64, help="channels at 64x64; 64 is the paper's, 16 suits a laptop"
@@ -150,6 +214,18 @@ def training_parser(description):
         help="the condition modulates every convolution: of the decoder (--cond_conv alone), or of the encoder too",
     )
 
+
+def add_pose_cvae(parser):
+    """The sizes of models.PoseCVAE."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--F_dim", type=count, default=128, help="channels of an encoded frame")
+    model.add_argument("--L_dim", type=count, default=32, help="channels of an encoded pose drawing")
+    model.add_argument("--N_dim", type=count, default=12, help="channels of the latents, which have the frame's size")
+    model.add_argument("--D_out_dim", type=count, default=192, help="channels that the decoder hands to the generator")
+
+
+def add_loss(parser):
+    """The KL term and its annealing."""
     loss = parser.add_argument_group("loss")
     loss.add_argument("--beta", type=positive, default=1e-4, help="ceiling of the KL term's weight")
     loss.add_argument(
@@ -167,6 +243,9 @@ def training_parser(description):
     loss.add_argument("--kl_anneal_start", type=share, default=0.0, help="weight at the start of a cycle")
     loss.add_argument("--kl_anneal_per", choices=("epoch", "step"), default="step", help="how often the weight changes")
 
+
+def add_teacher_forcing(parser):
+    """How often true frames are fed back, and until when."""
     teacher = parser.add_argument_group("teacher forcing")
     teacher.add_argument("--tfr", type=share, default=1.0, help="teacher-forcing ratio at the start")
     teacher.add_argument(
@@ -185,18 +264,31 @@ def training_parser(description):
     )
     teacher.add_argument("--tfr_lower_bound", type=share, default=0.0, help="where it stops falling")
 
+
+def add_optimiser(parser):
+    """The update rule and its rate."""
     optimiser = parser.add_argument_group("optimiser")
     optimiser.add_argument("--lr", type=positive, default=1e-3, help="learning rate")
+    optimiser.add_argument(
+        "--lr_milestones", type=natural, nargs="*", default=[], metavar="EPOCH", help="epochs at which it is lowered"
+    )
+    optimiser.add_argument("--lr_gamma", type=share, default=0.1, help="what each of them multiplies it by")
     optimiser.add_argument("--beta1", type=number(float, 0, 1 - 1e-6), default=0.9, help="momentum term")
     optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
     optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")
 
+
+def add_validation(parser):
+    """When to validate and to save."""
     validation = parser.add_argument_group("validation")
     validation.add_argument(
         "--val_every", type=count, default=1, help="epochs between validations, each with a GIF and a grid"
     )
     validation.add_argument(
-        "--n_eval", type=count, help="frames of a validation clip, the given ones included (default: n_past + n_future)"
+        "--n_eval",
+        "--val_vi_len",
+        type=count,
+        help="frames of a validation clip, the given ones included (default: n_past + n_future)",
     )
     validation.add_argument("--tensorboard", action="store_true", help="log scalars and GIFs for TensorBoard too")
     validation.add_argument(
@@ -209,7 +301,6 @@ def training_parser(description):
     validation.add_argument(
         "--max_bad_clips", type=natural, default=0, help="unreadable clips to skip with a warning before stopping"
     )
-    return parser
 
 
 def svg_options(args):
@@ -221,6 +312,11 @@ def svg_options(args):
     return {name: getattr(args, name) for name in SVG_OPTIONS}
 
 
+def pose_options(args):
+    """The arguments of models.PoseCVAE."""
+    return {name: getattr(args, name) for name in POSE_OPTIONS}
+
+
 def parse_training(parser, argv=None):
     """Parse a training command. With --resume, what is not on the command line comes from the run."""
     args = parser.parse_args(argv)
@@ -229,12 +325,16 @@ def parse_training(parser, argv=None):
         given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent)))
         given = {name: value for name, value in vars(given).items() if value is not absent}
         run = load_checkpoint(Path(args.resume) / "last.pt")["args"]
+        if (args.cond == "pose") != (run.get("cond") == "pose"):
+            raise UserError(
+                f"--resume {args.resume}: its condition is {run.get('cond')}; resume it with the command that began it"
+            )
         for name, value in vars(args).items():
             if name in run and value is not None and type(run[name]) is not type(value):
                 raise UserError(
                     f"{args.resume}/last.pt: {run[name]!r} for --{name}; was it written by another version?"
                 )
-        for name in ["cond", "log_dir", "optimizer", "beta1", "seed", *SVG_OPTIONS]:
+        for name in ["cond", "log_dir", "optimizer", "beta1", "seed", *SVG_OPTIONS, *POSE_OPTIONS]:
             if name in given and given[name] != run.get(name):
                 raise UserError(
                     f"--{name} {given[name]}: the run {args.resume} has {run.get(name)}; leave the flag out, or start a new run"

@@ -1,4 +1,4 @@
-"""How the KL weight and the teacher-forcing ratio change during training. Pure functions of progress."""
+"""How the KL weight, the teacher-forcing ratio and the learning rate change during training. Pure functions of progress."""
 
 
 def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):
@@ -26,3 +26,8 @@ def teacher_forcing_ratio(epoch, tfr, start_decay_epoch, end_decay_epoch, decay_
     if not decay_step:
         decay_step = (tfr - lower_bound) / max(1, end_decay_epoch - start_decay_epoch)
     return max(tfr - decay_step * max(0, epoch - start_decay_epoch), min(lower_bound, tfr))
+
+
+def learning_rate(epoch, lr, milestones, gamma):
+    """The learning rate of an epoch: lr, times gamma for each milestone passed."""
+    return lr * gamma ** sum(epoch >= m for m in milestones)

@@ -63,7 +63,7 @@ def fit(make_model, train_set, val_set, args):
         model = make_model()
     except (RuntimeError, MemoryError) as error:
         raise UserError(
-            f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower --width, --g_dim, --z_dim or --rnn_size"
+            f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower its sizes (--help: model)"
         ) from None
     model.to(device, memory_format=torch.channels_last)
     if args.compile:
@@ -85,8 +85,6 @@ def fit(make_model, train_set, val_set, args):
             raise UserError(
                 f"{run}/last.pt: cannot be resumed ({str(error).splitlines()[0]}); was it written by another version?"
             ) from None
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr
         if rank == 0:
             for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
                 leftover.unlink(missing_ok=True)
@@ -95,8 +93,9 @@ def fit(make_model, train_set, val_set, args):
     sums = dict(state["sums"])  # over the epoch's steps: the loss, what model.loss names, the KL weight
     failure = torch.zeros(2, dtype=torch.float64, device=device)  # step (from 1) and loss, once one is not finite
 
+    part = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else 1.0
     sampler = ClipSampler(
-        len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, share=distributed.share
+        len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, distributed.share, part
     )
     train_loader = make_loader(train_set, args.num_workers, device, batch_sampler=sampler)
     val_keys = distributed.share(range(len(val_set)))
@@ -167,6 +166,9 @@ def fit(make_model, train_set, val_set, args):
         while state["epoch"] < args.niter:
             epoch = state["epoch"]
             tfr = teacher_forcing_ratio(args, epoch)
+            lr = schedules.learning_rate(epoch, args.lr, args.lr_milestones, args.lr_gamma)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             sampler.start(epoch, state["step"])
             n_frames = args.batch_size * train_set.n_frames
             began, shown = time.perf_counter() - state["seconds"], 0.0
@@ -213,7 +215,7 @@ def fit(make_model, train_set, val_set, args):
             check()
             mean = {name: float(value) / state["step"] for name, value in sums.items()}
             row = dict.fromkeys(COLUMNS, "") | mean | dict(
-                epoch=epoch + 1, tfr=tfr, lr=args.lr, seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
+                epoch=epoch + 1, tfr=tfr, lr=lr, seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
                 distributed.synchronise_buffers(model)
@@ -338,11 +340,13 @@ def deferred_signals():
 
 
 def show_clips(path, pictures, n_past):
-    """Write path.gif and path.png of some clips."""
+    """Write path.gif and path.png of some clips; of long ones, frames evenly spread."""
     names = [f"clip {i}" for i in range(len(pictures))]
-    visualize.save_gif(f"{path}.gif", pictures, n_past, names)
+    length = len(pictures[0]["truth"])
+    thinned = [{label: frames[:: -(-length // 64)] for label, frames in clip.items()} for clip in pictures]
+    visualize.save_gif(f"{path}.gif", thinned, n_past, names)
     rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]
-    visualize.save_grid(f"{path}.png", rows, n_past)
+    visualize.save_grid(f"{path}.png", rows, n_past, every=-(-length // 32))
 
 
 def write_log(path, history):

@@ -60,10 +60,10 @@ def _wrap(label, width):
 
 
 def _colour(label, t, n_past):
-    return GIVEN if t < n_past or label == "truth" else PREDICTED
+    return GIVEN if t < n_past or label in ("truth", "pose") else PREDICTED
 
 
-def save_gif(path, rows, n_past, row_labels=(), scale=2, seconds=0.2):
+def save_gif(path, rows, n_past, row_labels=(), scale=2):
     """Write videos side by side as a GIF: rows is a list of {label: frames (T, H, W, 3) uint8} with the same labels.
 
     Borders are green where a frame is given (and for the truth), red where it is predicted.
@@ -79,6 +79,7 @@ def save_gif(path, rows, n_past, row_labels=(), scale=2, seconds=0.2):
     strip = Image.fromarray(np.concatenate([np.asarray(page)[::2, ::2] for page in pages]))
     palette = strip.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     pages = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+    seconds = 0.2 if len(pages) <= 64 else 0.05
     duration = [int(1000 * seconds)] * (len(pages) - 1) + [int(4000 * seconds)]  # rest on the last frame
     with writing(path) as temporary:
         pages[0].save(
@@ -160,7 +161,8 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
             mean = np.array(per_step[row][metric]["mean"])
             ci95 = np.array([0 if c is None else c for c in per_step[row][metric]["ci95"]])
             steps = np.arange(n_past, n_past + len(mean))
-            axis.plot(steps, mean, style, color=colour, marker="o", ms=3, label=label.format(n=n_samples))
+            marker = "o" if len(mean) < 40 else None
+            axis.plot(steps, mean, style, color=colour, marker=marker, ms=3, label=label.format(n=n_samples))
             axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.15, lw=0)
         axis.set(xlabel="frame t", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -17,8 +17,8 @@ def read_conditions(data, cond):
         split = open_split(data.root, data.split, data.n_frames, part, len(data))
         return torch.stack([split[k][1] for k in range(len(split))])
 
-    if cond == "none":
-        raise UserError("--what_if: the model was trained with --cond none and is told of no action; choose another")
+    if "action" not in cond and "position" not in cond:
+        raise UserError(f"--what_if: the model was trained with --cond {cond} and is told of no action; choose another")
     return read("action"), read("position") if "position" in cond else None
 
 

@@ -1,8 +1,9 @@
 """The models, by the name that a checkpoint carries."""
 
+from models.pose_cvae import PoseCVAE
 from models.svg import SVG
 
-MODELS = {"svg": SVG}
+MODELS = {"svg": SVG, "pose_cvae": PoseCVAE}
 
 
 def build(config):

@@ -1,4 +1,4 @@
-"""Speed, measured against a reference in the same run: benchmark.py {train, extensions, predict, data}.
+"""Speed, measured against a reference in the same run: benchmark.py {train, extensions, pose, predict, data}.
 
 Variants run in turns. Results go to OUT/NAME.md and OUT/NAME.json and to the screen.
 """
@@ -31,6 +31,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import pose_reference  # noqa: E402
 import reference  # noqa: E402
 from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 
@@ -39,7 +40,7 @@ import models.vgg64  # noqa: E402
 import trainer  # noqa: E402
 import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
-from models import SVG  # noqa: E402
+from models import SVG, PoseCVAE  # noqa: E402
 from utils import autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
@@ -128,8 +129,12 @@ def stages(device, compiled):
         added["+ --compile"] = "default"
     if compiled and device.type == "cuda":
         added["+ --compile reduce-overhead (CUDA graphs)"] = "reduce-overhead"
-    names = list(added)
-    return {name: set(list(added.values())[1 : k + 1]) for k, name in enumerate(names)}
+    return cumulate(added)
+
+
+def cumulate(added):
+    """{name: what it adds} to {name: set of what is on}; the first adds nothing."""
+    return {name: set(list(added.values())[1 : k + 1]) for k, name in enumerate(added)}
 
 
 def make_step(on, prior, batch, width, teacher_forcing, device, frames=12, **options):
@@ -232,6 +237,54 @@ def extensions(args):
             row = {"mode": mode, "batch": batch, "variant": name, "ms": 1000 * s, "times plain": s / seconds["plain"]}
             rows.append(row)
     report(args, "extensions", f"width {args.width}, 12 frames, medians of {args.repeats}", rows)
+
+
+def make_pose_step(on, batch, teacher_forcing, device, frames=16):
+    """A training step of the pose model with what is `on`, a function without arguments."""
+    torch.manual_seed(0)
+    model = PoseCVAE().to(device)
+    images = torch.rand(2, batch, frames, 32, 64, 3, device=device).movedim(-1, -3)
+    if "channels last" in on:
+        model = model.to(memory_format=torch.channels_last)
+    else:
+        images = images.contiguous()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused="fused" in on)
+    failure = torch.zeros(2, dtype=torch.float64, device=device)
+    loss_of = model.loss if "folded" in on else lambda *args: pose_reference.loss(model, *args)
+
+    def step():
+        with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in on):
+            losses = loss_of(*images, teacher_forcing)
+        loss = losses["mse"] + losses["kld"]
+        loss.backward()
+        if "fused" in on:
+            trainer.update(optimizer, 1.0, failure, 1, loss.detach())
+        else:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def pose(args):
+    """Time a training step of the pose model, 16 frames of 32 x 64, against its step-by-step reference."""
+    device = choose_device(args.device)
+    torch.backends.cudnn.benchmark = True
+    added = {"reference: one step at a time, float32": None, "+ drawings and true frames encoded in one call": "folded"}
+    added |= {"+ channels last": "channels last", "+ bf16": "bf16", "+ fused Adam": "fused"}
+    if device.type == "cpu":
+        added["+ freed memory kept"] = "memory"
+    rows, variants = [], cumulate(added)
+    keep = [name for name, on in variants.items() if "memory" in on]
+    for batch, teacher_forcing in tqdm(list(itertools.product(args.batch_size, (False, True)))):
+        steps = {name: make_pose_step(on, batch, teacher_forcing, device) for name, on in variants.items()}
+        seconds = interleaved(steps, device, args.repeats, keep)
+        mode, slowest = "teacher-forced" if teacher_forcing else "free-running", seconds[next(iter(variants))]
+        for name, s in seconds.items():
+            row = {"mode": mode, "batch": batch, "variant": name, "ms": 1000 * s, "frames/s": 16 * batch / s}
+            rows.append(row | {"times faster": slowest / s})
+    report(args, "pose", f"16 frames of 32 x 64, the document's sizes, medians of {args.repeats}", rows)
 
 
 def reference_best_of_n(model, frames, cond, n_samples):
@@ -419,7 +472,7 @@ def data(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for function in (train, extensions, predict, data):
+    for function in (train, extensions, pose, predict, data):
         command = commands.add_parser(
             function.__name__, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
@@ -434,6 +487,8 @@ def main():
             if function is train:
                 command.add_argument("--compile", action="store_true", help="time --compile too (CUDA: on)")
             command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
+        elif function is pose:
+            command.add_argument("--batch_size", type=int, nargs="+", default=[2], help="clips a step")
         elif function is data:
             command.add_argument("--data_root", default="data/pushing_sample", help="data set in the folder layout")
             command.add_argument("--n_clips", type=int, default=128, help="training clips to use")

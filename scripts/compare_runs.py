@@ -72,7 +72,8 @@ class Run:
         self.scores = {}
         for which, name in reversed(CHECKPOINTS.items()):
             model, trained = load_model(self.folder / name)
-            data = open_for(model, trained, args.split, args.data_root, n_clips=args.n_clips)
+            split = args.split or ("val" if trained["cond"] == "pose" else "test")
+            data = open_for(model, trained, split, args.data_root, n_clips=args.n_clips)
             model.to(device)
             with autocast(device, choose_precision(args.precision, device)):
                 loaded = batches(make_loader(data, args.num_workers, device, batch_size=args.batch_size), device)
@@ -83,7 +84,7 @@ class Run:
         self.copy_last = {metric: x[0].numpy() for metric, x in scores["copy_last"].items()}
         self.n_past, self.pictures = model.n_past, pictures
         self.clips = (
-            f"{data.root}/{args.split}: {len(data)} clips, {model.n_past} -> {data.n_frames - model.n_past} frames"
+            f"{data.root}/{data.split}: {len(data)} clips, {model.n_past} -> {data.n_frames - model.n_past} frames"
         )
 
     def mean(self, which, metric):
@@ -313,7 +314,7 @@ def page(args, groups, kin, clips, out):
     n_runs = sum(len(group.runs) for group in groups)
     parts = [
         element("h1", f"{len(groups)} settings compared"),
-        element("p", f"{n_runs} runs. Scores are those of {html.escape(args.split)} clips, each predicted {args.n_samples} time(s)."),
+        element("p", f"{n_runs} runs; every clip predicted {args.n_samples} time{'s' * (args.n_samples > 1)}."),
     ]  # fmt: skip
     for family in kin:
         of = html.escape(family[0].runs[0].clips)
@@ -373,7 +374,7 @@ def get_parser():
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument("--out", required=True, metavar="DIR", help="where report.html and its pictures go")
     parser.add_argument("--data_root", "--DR", help="score on this data set (default: the one a run was trained on)")
-    parser.add_argument("--split", default="test", help="train, validate or test")
+    parser.add_argument("--split", help="train, validate, test, ... (default: test; val of pose recordings)")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
     parser.add_argument("--n_samples", type=options.count, default=1, help="futures a clip")
     parser.add_argument("--n_show", type=options.count, default=4, help="clips in the GIF")

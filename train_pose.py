@@ -1,0 +1,36 @@
+"""Train the pose-conditioned CVAE: a person's video from one frame and a sequence of pose drawings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import options
+import trainer
+from dataset import PoseDataset
+from models import PoseCVAE
+from utils import UserError, run_command
+
+
+def main():
+    args = options.parse_training(options.pose_parser(__doc__))
+    if args.test:
+        return score(args)
+    train_set = PoseDataset(args.data_root, "train", args.train_vi_len, args.cuts, max_stride=args.max_stride)
+    val_set = PoseDataset(args.data_root, "val", args.n_eval)
+    args.n_future = args.n_eval - 1  # what generate.py predicts unless told otherwise
+    make_model = lambda: PoseCVAE(train_set.cond_dim, **options.pose_options(args))
+    return trainer.fit(make_model, train_set, val_set, args)
+
+
+def score(args):
+    """--test: hand --ckpt over to generate.py, on the validation set."""
+    if not args.ckpt:
+        raise UserError("--test: give the checkpoint to score with --ckpt RUN/best.pt")
+    flags = dict(model_path=args.ckpt, data_root=args.data_root, split="val", n_samples=1, n_future=args.n_eval - 1)
+    flags |= dict(log_dir=args.log_dir, seed=args.seed, device=args.device, precision=args.precision)
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return subprocess.call([sys.executable, str(Path(__file__).with_name("generate.py")), *words])
+
+
+if __name__ == "__main__":
+    run_command(main)
