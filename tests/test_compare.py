@@ -139,19 +139,21 @@ def test_a_recipe_parses_and_small_keeps_its_shape(recipe):
     parsed = []
     for flags in ([], ["--small"]):
         command, *words = recipe_command(recipe, *flags, "--data_root", "D", "--seed", "4")
-        parsed.append(options.parse_training(options.training_parser(""), words))
+        parser = options.pose_parser if command == "train_pose.py" else options.training_parser
+        parsed.append(options.parse_training(parser(""), words))
         assert (ROOT / command).exists() and parsed[-1].data_root == "D" and parsed[-1].seed == 4
         assert parsed[-1].log_dir.endswith(f"{recipe.stem}{'-small' if flags else ''}-seed4")
     full, small = parsed
-    assert small.width < full.width and small.niter < full.niter
-    for name in ("tfr_start_decay_epoch", "tfr_end_decay_epoch"):
+    size = "F_dim" if command == "train_pose.py" else "width"
+    assert getattr(small, size) < getattr(full, size) and small.niter < full.niter
+    for name in ("tfr_start_decay_epoch", "tfr_end_decay_epoch", *["fast_train_epoch"] * full.fast_train):
         a, b = getattr(full, name), getattr(small, name)
         assert (a is None) == (b is None)
         assert a is None or abs(a / full.niter - b / small.niter) <= 0.5 / small.niter
     assert small.tfr_decay_step * small.niter == pytest.approx(full.tfr_decay_step * full.niter)
     cycles = [args.kl_anneal_cycle / (args.niter if args.kl_anneal_cycle > 3 else 1) for args in parsed]
     assert cycles[0] == cycles[1] <= 3
-    for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "skip_frame"):
+    for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
         assert getattr(full, name) == getattr(small, name)
 
 
@@ -177,12 +179,13 @@ echo "$@" >> {log}
 while [ $# -gt 1 ]; do [ "$1" = --log_dir ] && mkdir -p "$2" && touch "$2/args.json"; shift; done
 """)
     python.chmod(0o755)
-    env = {**os.environ, "PYTHON": str(python), "RUNS": str(tmp_path / "runs"), "JOBS": "2"}
+    env = {**os.environ, "PYTHON": str(python), "RUNS": str(tmp_path / "runs"), "JOBS": "2", "POSE_ROOT": "POSES"}
     command = ["bash", ROOT / "scripts/recipes/all.sh", "--small", "--cond", "action"]
     subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=100)
     *trainings, report = log.read_text().splitlines()
     assert report.startswith("scripts/compare_runs.py") and report.count("-small-seed") == len(trainings)
-    assert all("--cond action" in line and "--width 8" in line for line in trainings)
+    assert all("--cond action" in line for line in trainings)
+    assert all(("POSES" in line) == ("train_pose.py" in line) == ("--width 8" not in line) for line in trainings)
     seeds = {recipe.stem: sum(f"/{recipe.stem}-small-seed" in line for line in trainings) for recipe in RECIPES}
     assert set(seeds.values()) == {1, 3} and sum(seeds.values()) == len(trainings)
     assert all(seeds[f"000_{name}"] == 3 for name in ("monotonic", "cyclical", "no_annealing", "learned_prior"))
