@@ -425,6 +425,17 @@ def open_splits(args):
     return train, validate
 
 
+def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cuts=None):
+    """A split as a checkpoint's model wants it: `trained` are the args it was trained with, the defaults of the others."""
+    root, cond = data_root or trained["data_root"], trained["cond"]
+    data = open_split(root, split, model.n_past + (n_future or trained["n_future"]), cond, n_clips, cuts=cuts)
+    if data.cond_dim != model.config["cond_dim"]:
+        raise UserError(
+            f"--data_root {root}: --cond {cond} has {data.cond_dim} numbers a frame there, and the model was trained with {model.config['cond_dim']}"
+        )
+    return data
+
+
 class ClipSampler:
     """Batches of dataset keys (i, u). A pure function of (seed, epoch), so that a resumed epoch goes on where it stopped.
 

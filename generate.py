@@ -12,9 +12,9 @@ from tqdm import tqdm
 import metrics
 import options
 import visualize
-from dataset import batches, make_loader, open_split
-from models import build
-from utils import UserError, autocast, choose_device, choose_precision, load_checkpoint, run_command, tune, write_json
+import what_if
+from dataset import batches, make_loader, open_for
+from utils import autocast, choose_device, choose_precision, load_model, run_command, tune, write_json
 
 
 def get_parser():
@@ -34,25 +34,21 @@ def get_parser():
     )
     parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
     parser.add_argument("--seed", type=options.natural, default=1, help="of the noise")
+    parser.add_argument(
+        "--what_if",
+        action="store_true",
+        help="instead of scores: the same past under different actions, as what_if.gif and what_if_K.png",
+    )
+    parser.add_argument(
+        "--actions",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="as --what_if, under these actions: a CSV with a row a step, the first row for the last given frame",
+    )
     parser.add_argument("--log_dir", "--save_root", help="output directory (default: results/RUN-SPLIT)")
     options.add_machine(parser)
     return parser
-
-
-def load_model(path):
-    """A checkpoint's model, on the CPU in eval mode, and the args it was trained with."""
-    checkpoint = load_checkpoint(path)
-    try:
-        kinds = {"data_root": str, "cond": str, "n_future": int}
-        if any(type(checkpoint["args"][name]) is not kind for name, kind in kinds.items()):
-            raise TypeError("its args are of another kind")
-        model = build(checkpoint["model"])
-        model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: its model cannot be rebuilt ({str(error).splitlines()[0]}); was it written by another version?"
-        ) from None
-    return model.eval(), checkpoint["args"]
 
 
 def main():
@@ -61,15 +57,13 @@ def main():
     tune(device)
     precision = choose_precision(args.precision, device)
     model, trained = load_model(args.model_path)
-    root, cond, n_future = args.data_root or trained["data_root"], trained["cond"], args.n_future or trained["n_future"]
-    data = open_split(root, args.split, model.n_past + n_future, cond, n_clips=args.n_clips, cuts=args.cuts)
-    if data.cond_dim != model.config["cond_dim"]:
-        raise UserError(
-            f"--data_root {root}: --cond {cond} has {data.cond_dim} numbers a frame there, and the model was trained with {model.config['cond_dim']}"
-        )
+    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, args.cuts)
+    root, cond, n_future = data.root, trained["cond"], data.n_frames - model.n_past
     model.to(device, memory_format=torch.channels_last)
     out = Path(args.log_dir or f"results/{Path(args.model_path).absolute().parent.name}-{args.split}")
     out.mkdir(parents=True, exist_ok=True)  # now, rather than when all is computed
+    if args.what_if or args.actions:
+        return show_what_if(args, model, data, cond, precision, out)
 
     loader = make_loader(data, args.num_workers, device, batch_size=args.batch_size)
     bar = tqdm(total=len(data) * args.n_samples, desc="predicting", unit=" futures", leave=False)
@@ -114,6 +108,25 @@ def main():
         f"wrote {out}/metrics.json, psnr_per_step.png"
         + (f", samples.gif, and .gif and .png of {names} (best predicted clip first)" if shown else "")
     )
+
+
+def show_what_if(args, model, data, cond, precision, out):
+    """Write the pictures of --what_if and --actions."""
+    actions, _ = what_if.read_conditions(data, cond)
+    n_future = data.n_frames - model.n_past
+    plans = what_if.directions(actions, n_future) if args.what_if else {}
+    plans |= {Path(path).stem: what_if.read_actions(path, n_future, actions.shape[2]) for path in args.actions}
+    clips = list(range(min(args.n_show, len(data))))
+    with autocast(next(model.parameters()).device, precision):
+        videos = what_if.imagine(model, data, cond, clips, plans, args.seed)
+    videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
+    pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(clips))]
+    for k, picture in zip(clips, pictures):
+        visualize.save_grid(out / f"what_if_{k}.png", list(picture.items()), model.n_past)
+    visualize.save_gif(out / "what_if.gif", pictures, model.n_past, [f"clip {k}" for k in clips])
+    for label, steps in plans.items():
+        print(f"{label:12} mean action {', '.join(f'{value:.4g}' for value in steps.mean(0).tolist())}")
+    print(f"wrote {out}/what_if.gif and what_if_K.png of clips {', '.join(map(str, clips))}")
 
 
 def print_tables(protocol, total, per_step, per_clip, most_clips=32):

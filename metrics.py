@@ -1,4 +1,4 @@
-"""PSNR and SSIM in batches on the device, the copy-last baseline, best of N, and 95 % intervals over clips."""
+"""PSNR and SSIM in batches on the device, the copy-last baseline, best of N, and 95 % intervals."""
 
 import functools
 import math
@@ -126,6 +126,18 @@ def interval(values):
     n = len(values)
     ci95 = float(stats.t.ppf(0.975, n - 1)) * values.std().item() / math.sqrt(n) if n > 1 else None
     return {"mean": values.mean().item(), "ci95": ci95}
+
+
+def welch(a, b):
+    """The difference of the means of a (n,) and b (m,), and its 95 % interval by Welch's t: (difference, low, high).
+
+    low and high are None where either has fewer than two values.
+    """
+    difference = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return difference, None, None
+    found = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    return difference, float(found.low), float(found.high)
 
 
 def summarise(row, scores):

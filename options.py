@@ -290,6 +290,7 @@ def add_validation(parser):
         type=count,
         help="frames of a validation clip, the given ones included (default: n_past + n_future)",
     )
+    validation.add_argument("--tensorboard", action="store_true", help="log scalars and GIFs for TensorBoard too")
     validation.add_argument(
         "--save_every",
         type=save_interval,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
@@ -88,6 +89,7 @@ def fit(make_model, train_set, val_set, args):
             for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
                 leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
+    board = open_tensorboard(run, state["epoch"] + 1) if args.tensorboard else None
     sums = dict(state["sums"])  # over the epoch's steps: the loss, what model.loss names, the KL weight
     failure = torch.zeros(2, dtype=torch.float64, device=device)  # step (from 1) and loss, once one is not finite
 
@@ -233,6 +235,8 @@ def fit(make_model, train_set, val_set, args):
                 write_log(run / "log.csv", state["history"])
                 title = f"{run.name}: {val_set.root.name}, --cond {args.cond}"
                 visualize.plot_curves(run / "curves.png", state["history"], args.beta, title)
+                if board:
+                    write_tensorboard(board, row, run / "gen" / f"epoch_{epoch + 1:04d}.gif")
             if row["psnr"] != "" and row["psnr"] > state["best_psnr"]:
                 state["best_psnr"] = row["psnr"]
                 save("best.pt")
@@ -351,6 +355,32 @@ def write_log(path, history):
         writer = csv.DictWriter(file, history[0])  # COLUMNS, and what else model.loss names
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
+
+
+def open_tensorboard(run, first_epoch):
+    """A SummaryWriter beside the other files of a run, on rank 0; what was written of first_epoch and later is dropped."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--tensorboard: TensorBoard is missing; pip install -r requirements-tensorboard.txt, or leave the flag out"
+        ) from None
+    return SummaryWriter(run, purge_step=first_epoch) if distributed.rank() == 0 else None
+
+
+def write_tensorboard(board, row, gif):
+    """A row of log.csv as scalars, and the epoch's GIF as it is, which add_video would encode once more with moviepy."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    for name, value in row.items():
+        if name != "epoch" and value != "":
+            board.add_scalar(name, value, row["epoch"])
+    if gif.exists():
+        with Image.open(gif) as picture:
+            size = dict(zip(("width", "height"), picture.size))
+        image = Summary.Image(encoded_image_string=gif.read_bytes(), colorspace=3, **size)
+        board.file_writer.add_summary(Summary(value=[Summary.Value(tag="validation clips", image=image)]), row["epoch"])
+    board.flush()
 
 
 def report(row, niter):

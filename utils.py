@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models import build
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
 
 
@@ -166,3 +168,19 @@ def load_checkpoint(path, *parts):
             f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give {'a last.pt' if parts else 'a last.pt or best.pt'} that a train command wrote"
         )
     return checkpoint
+
+
+def load_model(path):
+    """A checkpoint's model, on the CPU in eval mode, and the args it was trained with."""
+    checkpoint = load_checkpoint(path)
+    try:
+        kinds = {"data_root": str, "cond": str, "n_future": int}
+        if any(type(checkpoint["args"][name]) is not kind for name, kind in kinds.items()):
+            raise TypeError("its args are of another kind")
+        model = build(checkpoint["model"])
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: its model cannot be rebuilt ({str(error).splitlines()[0]}); was it written by another version?"
+        ) from None
+    return model.eval(), checkpoint["args"]

@@ -1,5 +1,8 @@
 """Pictures: GIFs, frame grids, training curves, PSNR and SSIM a step."""
 
+import itertools
+import re
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -33,7 +36,8 @@ def _sheet(tiles, row_labels, column_labels, gap=4, text=12):
     font = ImageFont.load_default(text)
     h, w, _ = tiles[0][0].shape
     left = max([int(font.getlength(label)) + 8 for label in row_labels], default=0)
-    top = text + 6 if any(column_labels) else 0
+    lines = max((label.count("\n") + 1 for label in column_labels if label), default=0)
+    top = lines * (text + 3) + 3 if lines else 0
     columns = max(len(row) for row in tiles)
     page = Image.new("RGB", (left + columns * (w + gap) + gap, top + len(tiles) * (h + gap) + gap), "white")
     draw = ImageDraw.Draw(page)
@@ -44,8 +48,15 @@ def _sheet(tiles, row_labels, column_labels, gap=4, text=12):
         for c, tile in enumerate(row):
             page.paste(Image.fromarray(tile), (left + gap + c * (w + gap), y))
     for c, label in enumerate(column_labels):
-        draw.text((left + gap + c * (w + gap) + w // 2, top // 2), label, "black", font, "mm")
+        draw.text((left + gap + c * (w + gap) + w // 2, top // 2), label, "black", font, "mm", align="center")
     return page
+
+
+def _wrap(label, width):
+    """A label broken after - _ and spaces into lines of at most `width` characters."""
+    return "\n".join(
+        line.strip() for line in re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", label)
+    )
 
 
 def _colour(label, t, n_past):
@@ -58,10 +69,11 @@ def save_gif(path, rows, n_past, row_labels=(), scale=2):
     Borders are green where a frame is given (and for the truth), red where it is predicted.
     """
     labels = list(rows[0])
+    headings = [_wrap(label, scale * rows[0][labels[0]].shape[2] // 7) for label in labels]  # 7 pixels a character
     pages = []
     for t in range(len(rows[0][labels[0]])):
         tiles = [[_tile(row[label][t], _colour(label, t, n_past), scale) for label in labels] for row in rows]
-        pages.append(_sheet(tiles, row_labels, labels))
+        pages.append(_sheet(tiles, row_labels, headings))
     # One palette for all pages and no dithering: still things stay still. Chosen for coverage, so that small things, such
     # as the tips of a gripper, keep their colour.
     strip = Image.fromarray(np.concatenate([np.asarray(page)[::2, ::2] for page in pages]))
@@ -156,4 +168,74 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{title}; bands: 95 % interval over clips", fontsize=10)
+    _finish(figure, path)
+
+
+# Several runs in one figure. Every line has its letter on it, so that they can be told apart in grey and when there are
+# more than the palette has colours.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
+COMPARED = {
+    "psnr": ("Validation PSNR", "dB"),
+    "mse": ("Training MSE", "sum over steps"),
+    "kld": ("KL(posterior || prior)", "nats, sum over steps"),
+    "beta": ("Weight of the KL term", "weight"),
+    "tfr": ("Teacher-forcing ratio", "probability"),
+}
+
+
+def _draw(axis, i, label, x, mean, spread, **style):
+    """The i-th line, with its letter at some points and a band of +- spread if there is one."""
+    colour, dash = PALETTE[i % len(PALETTE)], ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
+    letter = {"marker": f"$\\mathrm{{{label.split()[0]}}}$", "ms": 7, "mew": 0.3}
+    every = max(1, len(x) // 5)
+    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **letter, **style)
+    if spread is not None:
+        axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.13, lw=0)
+
+
+def plot_run_curves(path, runs):
+    """Write the training curves of several runs: {"A name": {key of COMPARED: (epochs, mean, spread or None)}}."""
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
+    for axis, (key, (title, unit)) in zip(axes.flat, COMPARED.items()):
+        for i, (label, curves) in enumerate(runs.items()):
+            _draw(axis, i, label, *curves[key])
+        axis.set(title=title, ylabel=unit, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if key == "kld":
+            axis.set_yscale("log")
+    axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
+    axes[1, 2].set_axis_off()
+    figure.suptitle(
+        "Mean over seeds; bands: the sample standard deviation over seeds, where there are several", fontsize=10
+    )
+    _finish(figure, path)
+
+
+def plot_run_steps(path, families):
+    """Write the scores of every predicted step of several runs, a row of panels for each set of test clips.
+
+    families: [({"A name": {panel: (mean (T,), band (T,) or None)}}, copy-last scores {metric: (T,)}, first step)], with
+    the panels psnr, ssim and difference.
+    """
+    figure, axes = plt.subplots(
+        len(families), 3, figsize=(14, 4.4 * len(families)), layout="constrained", squeeze=False
+    )
+    number = itertools.count()
+    for row, (runs, copy_last, first) in zip(axes, families):
+        for label, panels in runs.items():
+            i = next(number)
+            for axis, (mean, band) in zip(row, (panels[name] for name in ("psnr", "ssim", "difference"))):
+                _draw(axis, i, label, np.arange(first, first + len(mean)), mean, band)
+        for axis, metric in zip(row, ("psnr", "ssim")):
+            steps = np.arange(first, first + len(copy_last[metric]))
+            axis.plot(steps, copy_last[metric], "--", color="#999999", lw=1.3, label="copy last frame")
+        reference = next(iter(runs)).split()[0]
+        row[0].set(title="PSNR; bands: spread over seeds", ylabel="PSNR (dB)")
+        row[1].set(title="SSIM; bands: spread over seeds", ylabel="SSIM")
+        row[2].set(title=f"PSNR less that of {reference}; bands: 95 % over clips", ylabel="difference (dB)")
+        for axis in row:
+            axis.set_xlabel("frame t")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        handles = row[0].get_legend_handles_labels()
+        row[2].legend(*handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _finish(figure, path)

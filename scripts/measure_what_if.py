@@ -1,0 +1,114 @@
+"""Measure whether the predicted arm goes where the actions send it, on simulated clips with magenta finger tips.
+
+python scripts/measure_what_if.py --model_path RUN/best.pt --split test validate
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import metrics  # noqa: E402
+import options  # noqa: E402
+import what_if  # noqa: E402
+from dataset import open_for  # noqa: E402
+from utils import UserError, autocast, choose_device, choose_precision, load_model, run_command, tune  # noqa: E402
+
+TIP = 70  # a pixel of a true frame belongs to the finger tips where it is more magenta than this
+FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become this much more magenta than it was
+MOVED = 1.0  # pixels
+ROOM = 0.05  # metres to where the data's positions end
+
+
+def magenta(frames):
+    """How magenta pixels are: frames (..., 3) uint8 -> (...), min(red, blue) - green."""
+    red, green, blue = np.moveaxis(frames.astype(int), -1, 0)
+    return np.minimum(red, blue) - green
+
+
+def centroid(weight):
+    """The weighted mean (x, y) in pixels of maps (..., H, W); NaN where nothing has weight."""
+    y, x = np.indices(weight.shape[-2:])
+    with np.errstate(invalid="ignore"):
+        return np.stack([(weight * axis).sum((-2, -1)) / weight.sum((-2, -1)) for axis in (x, y)], -1)
+
+
+def tip_motion(videos, n_past):
+    """How far the finger tips have moved from the last given frame to the last one: (N, T, H, W, 3) uint8 -> (N, 2).
+
+    In pixels, x to the right and y up; NaN where no tip is seen any more. Where the tips were, a blurred prediction often
+    leaves a ghost of them, so only what has become more magenta counts.
+    """
+    given, last = magenta(videos[:, n_past - 1]), magenta(videos[:, -1])
+    motion = centroid(np.clip(last - given - FAINT, 0, None)) - centroid(np.clip(given - TIP, 0, None))
+    return motion * [1, -1]
+
+
+def get_parser():
+    parser = options.Parser(__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
+    parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
+    parser.add_argument("--split", nargs="+", default=["test"], help="train, validate, test")
+    parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of each; 0: all")
+    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
+    options.add_machine(parser)
+    return parser
+
+
+def main():
+    args = get_parser().parse_args()
+    device = choose_device(args.device)
+    tune(device)
+    model, trained = load_model(args.model_path)
+    model.to(device)
+    motion, true_moves, positions = {}, [], []
+    for split in args.split:
+        data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
+        actions, _ = what_if.read_conditions(data, trained["cond"])
+        n_past = model.n_past
+        plans = what_if.directions(actions, data.n_frames - n_past)
+        with autocast(device, choose_precision(args.precision, device)):
+            videos = what_if.imagine(model, data, trained["cond"], list(range(len(data))), plans)
+        for label, video in videos.items():
+            motion.setdefault(label, []).append(tip_motion(metrics.to_uint8(video), n_past))
+        true_moves.append(actions[:, n_past - 1 : -1, :2].sum(1).numpy())
+        positions.append(what_if.read_conditions(data, "position")[1][..., :2].numpy())
+    motion, true_moves = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(true_moves)
+    positions = np.concatenate(positions)
+    if np.isnan(motion["truth"]).any():
+        raise UserError(
+            f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted"
+        )
+
+    n = len(true_moves)
+    print(f"\n{n} clips of {data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}\n")
+    far = np.abs(true_moves) > 0.03
+    for axis, name in enumerate("xy"):
+        measured, moved = motion["truth"][far[:, axis], axis], true_moves[far[:, axis], axis]
+        print(
+            f"true clips that move by more than 3 cm in {name}: {np.mean(np.sign(measured) == np.sign(moved)):.0%} of"
+            f" {len(moved)} seen to move that way, correlation {np.corrcoef(measured, moved)[0, 1]:.2f}"
+        )
+    print(f"\n{'command':12}{'follows':>9}{'median':>11}{'with room':>12}{'clips':>7}{'no action':>12}")
+    follows, free = [], []
+    for label, direction in what_if.DIRECTIONS.items():
+        if any(direction):
+            along, still, reach = motion[label] @ direction, motion["none"] @ direction, positions @ direction
+            room = reach.max() - reach[:, n_past - 1] > ROOM
+            follows.append(along > MOVED)
+            free.append(follows[-1][room])
+            print(
+                f"{label:12}{follows[-1].mean():9.0%}{np.nanmedian(along):8.1f} px{free[-1].mean():12.0%}{room.sum():7}"
+                f"{np.mean(still > MOVED):12.0%}"
+            )
+    free = np.concatenate(free)
+    print(f"{'all':12}{np.mean(follows):9.0%}{'':11}{free.mean():12.0%}{len(free):7}")
+    print(
+        f"\nfollows: the tips move by more than {MOVED:g} pixel that way; with room: clips that start more than"
+        f" {100 * ROOM:g} cm from where the positions of all clips end; no action: the same direction under none"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

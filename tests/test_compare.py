@@ -1,0 +1,300 @@
+"""compare_runs.py, the recipes, what_if and --tensorboard."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, run, write_clips
+from PIL import Image
+from scipy import stats
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import compare_runs  # noqa: E402
+import measure_what_if  # noqa: E402
+
+import metrics  # noqa: E402
+import options  # noqa: E402
+import what_if  # noqa: E402
+from dataset import open_split  # noqa: E402
+
+RECIPES = sorted((ROOT / "scripts/recipes").glob("0*.sh"))
+
+
+def change(folder, copy, edit, noise=0.0):
+    """A copy of a run whose args are edited, as if it had been trained so, and whose weights are disturbed."""
+    shutil.copytree(folder, copy)
+    described = json.loads((copy / "args.json").read_text())
+    edit(described["args"])
+    (copy / "args.json").write_text(json.dumps(described))
+    for name in ("best.pt", "last.pt"):
+        checkpoint = torch.load(copy / name, weights_only=True)
+        edit(checkpoint["args"])
+        for key, value in checkpoint["state_dict"].items():
+            if key.endswith((".weight", ".bias")):
+                value += noise * torch.randn_like(value)
+        torch.save(checkpoint, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def compared(trained, tmp_path_factory):
+    """Two seeds of a fixed prior, one learned prior, and a run on other clips, compared."""
+    folder = tmp_path_factory.mktemp("compared")
+    for seed, split in enumerate(("train", "validate", "test")):
+        write_clips(folder / "data" / split, 5, seed=10 + seed)
+    one = change(trained["fixed"], folder / "fixed-seed1", lambda args: args.update(num_workers=7))
+    two = change(trained["fixed"], folder / "fixed-seed2", lambda args: args.update(seed=2), noise=0.2)
+    other = change(trained["fixed"], folder / "other", lambda args: args.update(data_root=str(folder / "data")))
+    again = change(trained["learned"], folder / "learned-again", lambda args: None)
+    out = folder / "report"
+    flags = ["--num_workers", 0, "--precision", "fp32", "--n_show", 2]
+    result = run("scripts/compare_runs.py", one, trained["learned"], two, other, again, "--out", out, *flags)
+    assert result.returncode == 0, result.stderr
+    assert "learned-again" in result.stderr and "same seed" in result.stderr
+    return SimpleNamespace(out=out, stdout=result.stdout, groups=json.load(open(out / "scores.json")))
+
+
+def test_runs_that_differ_in_the_seed_are_grouped(compared):
+    groups = compared.groups
+    assert [group["group"] for group in groups] == ["A", "B", "C"]
+    assert [group["name"] for group in groups] == ["fixed", "learned", "other"]
+    assert [[r["seed"] for r in group["runs"]] for group in groups] == [[1, 2], [1], [1]]
+    assert set(groups[0]["settings"]) == {"prior", "data_root"}, "the settings that differ, and only those"
+    psnr = [r["best"]["psnr"] for r in groups[0]["runs"]]
+    assert abs(psnr[0] - psnr[1]) > 0.005
+    assert f"{np.mean(psnr):.2f} ± {np.std(psnr, ddof=1):.2f}" in compared.stdout
+    row = lambda letter: next(line for line in compared.stdout.splitlines() if line.startswith(f"{letter} "))
+    assert "the reference" in row("A") and "one seed: cannot be told" in row("B")
+    assert "the reference" in row("C"), "of its own clips"
+
+
+def test_scores_are_those_of_generate(compared, trained, tmp_path):
+    flags = ["--n_samples", 1, "--n_show", 0, "--precision", "fp32", "--num_workers", 0, "--log_dir", tmp_path]
+    assert run("generate.py", "--model_path", trained["learned"] / "last.pt", *flags, "--seed", 0).returncode == 0
+    found = json.load(open(tmp_path / "metrics.json"))
+    for metric in ("psnr", "ssim"):
+        score = compared.groups[1]["runs"][0]["final"][metric]
+        assert score == pytest.approx(found["sample"][metric]["mean"], abs=1e-5)
+
+
+def test_the_report_is_one_file(compared):
+    page = (compared.out / "report.html").read_text()
+    images = re.findall(r'<img src="([^"]{20})', page)
+    assert len(images) == 4 and all(src.startswith("data:image/") for src in images)  # curves, steps, two sets of clips
+    assert not re.search(r'(?:src|href)="(?!data:)|https?://|@import', page)
+    assert page.count("copy last frame") == 2, "a table for each set of clips"
+    first, second = Image.open(compared.out / "clips.gif"), Image.open(compared.out / "clips-2.gif")
+    assert first.n_frames == second.n_frames == 6
+    assert first.size[0] - second.size[0] == 136, "truth, A and B beside truth and C"
+
+
+def test_what_cannot_be_compared(trained, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(trained["fixed"], unfinished)
+    (unfinished / "best.pt").unlink()
+    for runs, part in (([tmp_path], "not a run directory"), ([unfinished], "finished an epoch")):
+        result = run("scripts/compare_runs.py", *runs, "--out", tmp_path / "out")
+        assert result.returncode == 2 and part in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_difference_and_noise():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(20, 0.5, 5), rng.normal(21, 0.1, 3)
+    difference, low, high = metrics.welch(a, b)
+    va, vb = a.var(ddof=1) / 5, b.var(ddof=1) / 3
+    half = stats.t.ppf(0.975, (va + vb) ** 2 / (va**2 / 4 + vb**2 / 2)) * np.sqrt(va + vb)
+    assert (difference, low, high) == pytest.approx(
+        (a.mean() - b.mean(), a.mean() - b.mean() - half, a.mean() - b.mean() + half)
+    )
+
+    group = lambda *psnr: SimpleNamespace(values=lambda which, metric: np.array(psnr))
+    reference = group(20.0, 20.1, 19.9)
+    assert compare_runs.verdict(group(20.1, 20.3, 19.9), reference).endswith("cannot be told from noise")
+    assert "cannot" not in compare_runs.verdict(group(21.0, 21.1, 20.9), reference)
+    assert compare_runs.verdict(group(25.0), reference) == "+5.00, one seed: cannot be told"
+    assert compare_runs.common_name(["lp-seed1", "lp-seed12"]) == "lp"
+    assert compare_runs.common_name(["a", "b"]) == "a + b"
+
+
+# Recipes.
+
+
+def recipe_command(recipe, *flags):
+    """The command line that a recipe would run: [command, flags ...]."""
+    env = {**os.environ, "PYTHON": "echo"}
+    return subprocess.run(["bash", recipe, *flags], capture_output=True, text=True, check=True, env=env).stdout.split()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_small_keeps_its_shape(recipe):
+    parsed = []
+    for flags in ([], ["--small"]):
+        command, *words = recipe_command(recipe, *flags, "--data_root", "D", "--seed", "4")
+        parser = options.pose_parser if command == "train_pose.py" else options.training_parser
+        parsed.append(options.parse_training(parser(""), words))
+        assert (ROOT / command).exists() and parsed[-1].data_root == "D" and parsed[-1].seed == 4
+        assert parsed[-1].log_dir.endswith(f"{recipe.stem}{'-small' if flags else ''}-seed4")
+    full, small = parsed
+    size = "F_dim" if command == "train_pose.py" else "width"
+    assert getattr(small, size) < getattr(full, size) and small.niter < full.niter
+    for name in ("tfr_start_decay_epoch", "tfr_end_decay_epoch", *["fast_train_epoch"] * full.fast_train):
+        a, b = getattr(full, name), getattr(small, name)
+        assert (a is None) == (b is None)
+        assert a is None or abs(a / full.niter - b / small.niter) <= 0.5 / small.niter
+    assert small.tfr_decay_step * small.niter == pytest.approx(full.tfr_decay_step * full.niter)
+    cycles = [args.kl_anneal_cycle / (args.niter if args.kl_anneal_cycle > 3 else 1) for args in parsed]
+    assert cycles[0] == cycles[1] <= 3
+    for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
+        assert getattr(full, name) == getattr(small, name)
+
+
+def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
+    flags = ["--small", "--data_root", tiny_data, "--n_future", 4, "--epoch_size", 1, *TINY]
+    recipe = ROOT / "scripts/recipes/002_zero_tail_cycles.sh"
+    env = {**os.environ, "PYTHON": sys.executable, "RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    last = tmp_path / "002_zero_tail_cycles-small-seed1/last.pt"
+    for niter in (1, 2):
+        command = ["bash", recipe, *flags, "--niter", niter]
+        subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
+        assert torch.load(last, weights_only=True)["state"]["epoch"] == niter
+    before = last.stat().st_mtime_ns
+    subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
+    assert last.stat().st_mtime_ns == before, "a finished run is left alone"
+
+
+def test_all_recipes_and_their_report(tmp_path):
+    """all.sh with a stand-in for Python that notes its command and leaves args.json where a training would."""
+    python, log = tmp_path / "python", tmp_path / "commands"
+    python.write_text(f"""#!/bin/bash
+echo "$@" >> {log}
+while [ $# -gt 1 ]; do [ "$1" = --log_dir ] && mkdir -p "$2" && touch "$2/args.json"; shift; done
+""")
+    python.chmod(0o755)
+    env = {**os.environ, "PYTHON": str(python), "RUNS": str(tmp_path / "runs"), "JOBS": "2", "POSE_ROOT": "POSES"}
+    command = ["bash", ROOT / "scripts/recipes/all.sh", "--small", "--cond", "action"]
+    subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=100)
+    *trainings, report = log.read_text().splitlines()
+    assert report.startswith("scripts/compare_runs.py") and report.count("-small-seed") == len(trainings)
+    assert all("--cond action" in line for line in trainings)
+    assert all(("POSES" in line) == ("train_pose.py" in line) == ("--width 8" not in line) for line in trainings)
+    seeds = {recipe.stem: sum(f"/{recipe.stem}-small-seed" in line for line in trainings) for recipe in RECIPES}
+    assert set(seeds.values()) == {1, 3} and sum(seeds.values()) == len(trainings)
+    assert all(seeds[f"000_{name}"] == 3 for name in ("monotonic", "cyclical", "no_annealing", "learned_prior"))
+    assert seeds["001_no_teacher_forcing"] == seeds["001_fp_cyclical"] == 3
+
+
+# What if.
+
+
+def test_positions_follow_the_actions():
+    torch.manual_seed(0)
+    gain = torch.tensor([[0.5, 0.1], [0.0, 0.8], [0.0, 0.0]])
+    actions = torch.randn(6, 8, 3)
+    moves = (actions[:, :-1] @ gain).cumsum(1)
+    positions = torch.randn(6, 1, 2) + torch.cat([torch.zeros(6, 1, 2), moves], 1)
+    found = what_if.fit_gain(actions, positions)
+    torch.testing.assert_close(found, gain, atol=1e-5, rtol=1e-5)
+
+    same = what_if.replace(actions, positions, actions[0, 2:], 3, found)  # the first clip's own actions
+    torch.testing.assert_close(same[1][0], positions[0])
+    right = torch.tensor([1.0, 0, 0]).expand(6, 3)
+    new_actions, new_positions = what_if.replace(actions, positions, right, 3, found)
+    assert torch.equal(new_actions[:, :2], actions[:, :2]) and torch.equal(new_positions[:, :3], positions[:, :3])
+    assert (new_actions[:, 2:] == right).all()
+    torch.testing.assert_close(
+        new_positions[:, 3:] - new_positions[:, 2:-1], gain[0].expand(6, 5, 2), atol=1e-5, rtol=0
+    )
+
+
+def test_directions_have_the_speed_of_the_data():
+    actions = torch.zeros(1, 101, 4)
+    actions[0, :, 0], actions[0, :, 1] = torch.arange(-50, 51), torch.arange(101) / 100
+    found = what_if.directions(actions, 5)
+    assert found["none"].shape == (5, 4) and not found["none"].any()
+    assert (found["right +x"] == torch.tensor([38.0, 0, 0, 0])).all() and (found["left -x"] == -found["right +x"]).all()
+    torch.testing.assert_close(found["away +y"][0], torch.tensor([0, 0.75, 0, 0]))
+
+
+def test_the_measured_motion_of_true_clips():
+    """On the bundled test clips the tips are seen to move where the recorded positions say."""
+    data = open_split(ROOT / "data/pushing_sample", "test", 12, "position")
+    frames, positions = (torch.stack(x).numpy() for x in zip(*(data[k] for k in range(len(data)))))
+    motion = measure_what_if.tip_motion(frames, 2)
+    moved = positions[:, -1, :2] - positions[:, 1, :2]
+    for axis in (0, 1):
+        far = np.abs(moved[:, axis]) > 0.03
+        assert far.sum() >= 15 and (np.sign(motion[far, axis]) == np.sign(moved[far, axis])).mean() >= 0.9
+        assert np.corrcoef(motion[far, axis], moved[far, axis])[0, 1] > 0.9
+
+
+def test_generate_what_if(trained, tiny_data, tmp_path):
+    plan = tmp_path / "plan.csv"
+    np.savetxt(plan, np.tile([3.0, 0, 0, 0], (4, 1)), delimiter=",")
+    flags = ["--model_path", trained["fixed"] / "best.pt", "--log_dir", tmp_path / "out", "--n_show", 2]
+    result = run("generate.py", *flags, "--what_if", "--actions", plan, "--precision", "fp32")
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["what_if.gif", "what_if_0.png", "what_if_1.png"]
+    gif = Image.open(tmp_path / "out/what_if.gif")
+    assert gif.n_frames == 6 and gif.size[0] >= 8 * 136, "truth, true actions, five directions and the file"
+    np.savetxt(plan, np.ones((4, 3)), delimiter=",")
+    for rows, part in ((np.ones((4, 3)), "3 numbers a row"), (np.ones((3, 4)), "3 rows, 4 wanted")):
+        np.savetxt(plan, rows, delimiter=",")
+        result = run("generate.py", *flags, "--actions", plan)
+        assert result.returncode == 2 and part in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["action+position", "action", "position"])
+def test_only_the_plan_makes_the_difference(tiny_data, kind):
+    """The truth's own actions, given as a plan, give the same video; another plan gives another, with the same past."""
+    from models import SVG
+
+    data = open_split(tiny_data, "test", 6, kind)
+    model = SVG(data.cond_dim, width=4, g_dim=8, z_dim=4, rnn_size=8).eval()
+    model.set_cond_stats(*data.cond_stats())
+    for parameter in model.parameters():  # as it is made, it hardly heeds its inputs
+        if parameter.dim() > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    own = open_split(tiny_data, "test", 6, "action")[1][1][1:5]
+    videos = what_if.imagine(model, data, kind, [1], {"own": own, "other": -own})
+    assert list(videos) == ["truth", "true actions", "own", "other"] and videos["own"].shape == (1, 6, 3, 64, 64)
+    torch.testing.assert_close(videos["own"], videos["true actions"], atol=1e-4, rtol=0)
+    assert torch.equal(videos["other"][:, :2], videos["truth"][:, :2])
+    assert (videos["other"] - videos["own"]).abs().max() > 1e-3
+
+
+# TensorBoard.
+
+
+def test_tensorboard(tiny_data, tmp_path):
+    flags = ["--data_root", tiny_data, "--n_future", 4, "--epoch_size", 1, "--tensorboard", *TINY]
+    folder = tmp_path / "run"
+    assert run("train_fixed_prior.py", *flags, "--niter", 1, "--log_dir", folder).returncode == 0
+    assert run("train_fixed_prior.py", "--resume", folder, "--niter", 2).returncode == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    rows = np.genfromtxt(folder / "log.csv", delimiter=",", names=True)
+    for name in rows.dtype.names[1:]:
+        assert [event.step for event in events.Scalars(name)] == [1, 2]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(rows[name], rel=1e-4)
+    gif = (folder / "gen/epoch_0002.gif").read_bytes()
+    assert events.Images("validation clips")[1].encoded_image_string == gif
+
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/__init__.py").write_text("raise ImportError")
+    env = {"PYTHONPATH": str(tmp_path)}
+    result = run("train_fixed_prior.py", *flags, "--log_dir", tmp_path / "none", env=env)
+    assert (
+        result.returncode == 2 and "requirements-tensorboard.txt" in result.stderr and "Traceback" not in result.stderr
+    )
+    assert not Path(tmp_path / "none").exists()

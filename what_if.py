@@ -1,0 +1,85 @@
+"""What if the robot did something else: the same past, predicted under different actions."""
+
+import torch
+
+from dataset import open_split, read_csv
+from utils import UserError
+
+# The first two numbers of an action move the arm along x and y. The words are those of the bundled clips' camera, where
+# +x is to the right in the picture and +y away; another camera may show the same signs otherwise.
+DIRECTIONS = {"none": (0, 0), "left -x": (-1, 0), "right +x": (1, 0), "towards -y": (0, -1), "away +y": (0, 1)}
+
+
+def read_conditions(data, cond):
+    """The actions (N, T, A) of a data set's clips and, if the condition holds them, the positions (N, T, P), else None."""
+
+    def read(part):
+        split = open_split(data.root, data.split, data.n_frames, part, len(data))
+        return torch.stack([split[k][1] for k in range(len(split))])
+
+    if "action" not in cond and "position" not in cond:
+        raise UserError(f"--what_if: the model was trained with --cond {cond} and is told of no action; choose another")
+    return read("action"), read("position") if "position" in cond else None
+
+
+def directions(actions, n_steps):
+    """{label: actions (n_steps, A)}: the same action at every step, as fast as the 75th percentile of the clips' (N, T, A)."""
+    speed = actions[..., :2].abs().flatten(0, 1).quantile(0.75, 0)
+    held = {label: torch.zeros(n_steps, actions.shape[2]) for label in DIRECTIONS}
+    for label, direction in DIRECTIONS.items():
+        held[label][:, :2] = speed * torch.tensor(direction)
+    return held
+
+
+def read_actions(path, n_steps, size):
+    """Actions (n_steps, size) from a CSV: its first row is the action taken at the last given frame."""
+    actions = torch.from_numpy(read_csv(path, n_steps))[:n_steps]
+    if actions.shape[1] != size:
+        raise UserError(f"--actions {path}: {actions.shape[1]} numbers a row, and the data's actions have {size}")
+    return actions
+
+
+def fit_gain(actions, positions):
+    """The matrix G (A, P) of the least-squares fit position[t + 1] - position[t] = action[t] G over all clips."""
+    moves = positions[:, 1:] - positions[:, :-1]
+    return torch.linalg.lstsq(actions[:, :-1].flatten(0, 1).double(), moves.flatten(0, 1).double()).solution.float()
+
+
+def replace(actions, positions, steps, n_past, gain):
+    """Conditions of clips that do `steps` (n, A) from the last given frame on: actions (B, T, A), positions (B, T, P).
+
+    The future positions follow by dead reckoning from the last given one. A planner has no better ones, and the true
+    ones would give the true actions away.
+    """
+    actions = actions.clone()
+    actions[:, n_past - 1 : n_past - 1 + len(steps)] = steps
+    if positions is not None:
+        moves = actions[:, n_past - 1 : -1] @ gain
+        given = positions[:, :n_past]
+        positions = torch.cat([given, given[:, -1:] + moves.cumsum(1)], 1)
+    return actions, positions
+
+
+def imagine(model, data, cond, clips, plans, seed=1):
+    """Some clips' futures under several plans: {"truth", "true actions", *plans: frames (len(clips), T, 3, H, W)}.
+
+    clips are indices into `data`, plans {label: actions (n_future, A)}, see `directions`. A clip's noise is the same for
+    every plan, so that only the actions make the difference. The frames include the given ones.
+    """
+    actions, positions = read_conditions(data, cond)
+    gain = None if positions is None else fit_gain(actions, positions)
+    frames = torch.stack([data[k][0] for k in clips]).permute(0, 1, 4, 2, 3).float().div(255)
+    frames = frames.to(next(model.parameters()).device)
+    past, n_future = frames[:, : model.n_past], data.n_frames - model.n_past
+    clips = torch.tensor(clips)
+    actions, positions = actions[clips], None if positions is None else positions[clips]
+    videos = {"truth": frames}
+    for label, steps in {"true actions": None, **plans}.items():
+        parts = actions, positions
+        if steps is not None:
+            parts = replace(actions, positions, steps, model.n_past, gain)
+        parts = [part for word, part in zip(("action", "position"), parts) if word in cond]
+        noise = [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in clips.tolist()]
+        future = model.predict(past, torch.cat(parts, -1).to(frames), n_future, 1, noise)[0]
+        videos[label] = torch.cat([past, future], 1)
+    return videos
