@@ -1,0 +1,47 @@
+"""trainer.update: clipping, and a gradient that is not finite."""
+
+import argparse
+
+import pytest
+import torch
+
+import trainer
+
+DEVICE = torch.device("cpu")
+
+
+def make(optimizer):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 6))
+    layer = torch.nn.Module()
+    layer.weight = weight
+    args = argparse.Namespace(optimizer=optimizer, lr=0.1, beta1=0.9)
+    return weight, trainer.make_optimizer(layer, args, DEVICE), torch.zeros(2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("max_norm", [0, 1.0, 100.0])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+def test_a_step_is_the_one_with_torchs_clipping(optimizer, max_norm):
+    (ours, our_optimizer, failure), (theirs, their_optimizer, _) = make(optimizer), make(optimizer)
+    for k in range(3):
+        gradient = torch.tensor([3.0, -2.0, 1.0, 0.5, 4.0, -1.0]) * 10.0 ** (1 - k)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        trainer.update(our_optimizer, max_norm, failure, k + 1, torch.tensor(1.0))
+        torch.nn.utils.clip_grad_norm_([theirs], max_norm or float("inf"))
+        their_optimizer.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert failure.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+def test_no_step_from_the_first_bad_gradient_on(optimizer, value):
+    weight, optimizer, failure = make(optimizer)
+    weight.grad = torch.ones(6)
+    trainer.update(optimizer, 1.0, failure, 1, torch.tensor(0.5))
+    before = weight.detach().clone()
+    for step, (gradient, loss) in enumerate([(value, 7.0), (1.0, 8.0), (value, 9.0)], 2):
+        weight.grad = torch.ones(6)
+        weight.grad[2] = gradient
+        trainer.update(optimizer, 1.0, failure, step, torch.tensor(loss))
+        assert torch.equal(weight, before)
+    assert failure.tolist() == [2, 7], "the first one is named"
