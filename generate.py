@@ -6,7 +6,6 @@ The checkpoint says what model it is and what it was trained on; nothing about t
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import metrics
@@ -14,7 +13,7 @@ import options
 import visualize
 import what_if
 from dataset import batches, make_loader, open_for
-from utils import autocast, choose_device, choose_precision, load_model, run_command, tune, write_json
+from utils import autocast, choose_machine, load_model, run_command, write_json
 
 
 def get_parser():
@@ -53,13 +52,10 @@ def get_parser():
 
 def main():
     args = get_parser().parse_args()
-    device = choose_device(args.device)
-    tune(device)
-    precision = choose_precision(args.precision, device)
-    model, trained = load_model(args.model_path)
+    device, precision = choose_machine(args)
+    model, trained = load_model(args.model_path, device)
     data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, args.cuts)
     root, cond, n_future = data.root, trained["cond"], data.n_frames - model.n_past
-    model.to(device, memory_format=torch.channels_last)
     out = Path(args.log_dir or f"results/{Path(args.model_path).absolute().parent.name}-{args.split}")
     out.mkdir(parents=True, exist_ok=True)  # now, rather than when all is computed
     if args.what_if or args.actions:

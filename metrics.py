@@ -74,8 +74,8 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
     scores, pictures = [], []
     clips = clips or range(sys.maxsize)
     for frames, cond in loaded:
-        seeds = [seed * 1_000_003 + k for k in clips[len(pictures) :][: len(frames)]]
-        found, shown = evaluate_batch(model, frames, cond, n_samples, seeds, progress or (lambda n: None))
+        generators = functools.partial(noise_generators, seed, clips[len(pictures) :][: len(frames)])
+        found, shown = evaluate_batch(model, frames, cond, n_samples, generators, progress or (lambda n: None))
         scores.append(found)
         pictures += shown
     join = lambda row, metric: torch.cat([found[row][metric].cpu() for found in scores], 1)
@@ -83,9 +83,13 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
     return scores | {"best_of_n": scores["sample"]}, pictures
 
 
-def evaluate_batch(model, frames, cond, n_samples, seeds, progress, most_shown=2):
+def noise_generators(seed, clips):
+    """The generators of the noise of clips, by their numbers: a clip's depends on the seed and its own number alone."""
+    return [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in clips]
+
+
+def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_shown=2):
     """One batch of `evaluate`: all samples of its clips run together as far as memory allows."""
-    generators = lambda: [torch.Generator().manual_seed(s) for s in seeds]
     past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
     n_future = truth.shape[1]
     posterior = model.reconstruct(frames, cond, generators())

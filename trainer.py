@@ -28,12 +28,10 @@ from dataset import ClipSampler, batches, make_loader
 from utils import (
     UserError,
     autocast,
-    choose_device,
-    choose_precision,
+    choose_machine,
     load_checkpoint,
     save_checkpoint,
     seed_everything,
-    tune,
     write_json,
     writing,
 )
@@ -50,15 +48,14 @@ def fit(make_model, train_set, val_set, args):
         raise UserError(
             f"--log_dir {run}: holds a training already; go on with --resume {run} or choose another folder"
         )
-    device = distributed.join(choose_device(args.device))
+    device, precision = choose_machine(args)
+    device = distributed.join(device)
     rank, n_ranks = distributed.rank(), distributed.size()
     if args.batch_size % n_ranks or len(val_set) < n_ranks:
         raise UserError(
             f"--batch_size {args.batch_size}, {len(val_set)} validation clips: {n_ranks} processes need a multiple, and a clip each"
         )
-    precision = choose_precision(args.precision, device)
     seed_everything(args.seed)
-    tune(device)
     try:
         model = make_model()
     except (RuntimeError, MemoryError) as error:
@@ -90,7 +87,9 @@ def fit(make_model, train_set, val_set, args):
                 leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
     board = open_tensorboard(run, state["epoch"] + 1) if args.tensorboard else None
-    sums = dict(state["sums"])  # over the epoch's steps: the loss, what model.loss names, the KL weight
+    names, sums = list(state["sums"]), 0  # over the epoch's steps: the loss, what model.loss names, the KL weight
+    if names:
+        sums = torch.tensor(list(state["sums"].values()), dtype=torch.float64, device=device)
     failure = torch.zeros(2, dtype=torch.float64, device=device)  # step (from 1) and loss, once one is not finite
 
     part = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else 1.0
@@ -127,7 +126,7 @@ def fit(make_model, train_set, val_set, args):
         if rank > 0:
             return
         content = {"model": model.config, "args": plain(args), "state_dict": model.state_dict()}
-        content["state"] = state | {"sums": {name: float(value) for name, value in sums.items()}}
+        content["state"] = state | {"sums": dict(zip(names, sums.tolist())) if state["step"] else {}}
         if not all(value.isfinite().all() for value in content["state_dict"].values()):
             raise UserError(
                 f"epoch {state['epoch'] + 1}, step {state['step']}: weights or BatchNorm statistics are not finite, and {run}/{name}"
@@ -192,15 +191,17 @@ def fit(make_model, train_set, val_set, args):
                     loss, losses = objective(frames, cond, teacher_forcing, weight)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                values = {"loss": loss.detach(), **losses, "beta": torch.full_like(loss, weight)}
-                means = distributed.average_(torch.stack(list(values.values())))
+                names = ["loss", *losses, "beta"]
+                means = distributed.average_(
+                    torch.stack([loss.detach(), *losses.values(), torch.full_like(loss, weight)])
+                )
                 update(optimizer, args.grad_clip, failure, state["step"], means[0])
-                sums = {name: sums.get(name, 0) + value for name, value in zip(values, means.double())}
+                sums = sums + means.double()
                 state["seconds"] = time.perf_counter() - began
                 if state["seconds"] - shown > 1:  # reading the sums makes the host wait for the device
                     shown = state["seconds"]
                     check()
-                    mean = {name: float(value) / state["step"] for name, value in sums.items()}
+                    mean = dict(zip(names, (sums / state["step"]).tolist()))
                     bar.set_postfix_str(
                         f"loss={mean['loss']:.4f} mse={mean['mse']:.4f} kld={mean['kld']:.2f} frames/s={state['step'] * n_frames / shown:.0f}",
                         refresh=False,
@@ -213,7 +214,7 @@ def fit(make_model, train_set, val_set, args):
                     bar.close()
                     return stopped(signal_number)
             check()
-            mean = {name: float(value) / state["step"] for name, value in sums.items()}
+            mean = dict(zip(names, (sums / state["step"]).tolist()))
             row = dict.fromkeys(COLUMNS, "") | mean | dict(
                 epoch=epoch + 1, tfr=tfr, lr=lr, seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
@@ -230,7 +231,7 @@ def fit(make_model, train_set, val_set, args):
                     show_clips(run / "gen" / f"epoch_{epoch + 1:04d}", pictures, model.n_past)
             # In this order: whatever a kill cuts off here, resuming from the old last.pt writes again.
             state.update(epoch=epoch + 1, step=0, seconds=0.0, history=state["history"] + [row])
-            sums = {}
+            sums = 0
             if rank == 0:
                 write_log(run / "log.csv", state["history"])
                 title = f"{run.name}: {val_set.root.name}, --cond {args.cond}"

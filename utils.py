@@ -69,11 +69,18 @@ def tune(device):
     """Settings of the libraries below torch that make every step faster and change no result."""
     torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
-        # glibc gives large freed blocks back to the system, and a step spends a sixth of its time on getting them anew.
+        # glibc gives large freed blocks back to the system, and every step then has to get them anew, page by page.
         with contextlib.suppress(OSError, AttributeError):  # another C library
             libc = ctypes.CDLL(None)
             libc.mallopt(M_MMAP_MAX, 0)
             libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def choose_machine(args):
+    """The device and the precision of options.add_machine's flags, the libraries tuned for them."""
+    device = choose_device(args.device)
+    tune(device)
+    return device, choose_precision(args.precision, device)
 
 
 def choose_precision(name, device):
@@ -170,8 +177,8 @@ def load_checkpoint(path, *parts):
     return checkpoint
 
 
-def load_model(path):
-    """A checkpoint's model, on the CPU in eval mode, and the args it was trained with."""
+def load_model(path, device):
+    """A checkpoint's model, on the device in eval mode, and the args it was trained with."""
     checkpoint = load_checkpoint(path)
     try:
         kinds = {"data_root": str, "cond": str, "n_future": int}
@@ -183,4 +190,4 @@ def load_model(path):
         raise UserError(
             f"{path}: its model cannot be rebuilt ({str(error).splitlines()[0]}); was it written by another version?"
         ) from None
-    return model.eval(), checkpoint["args"]
+    return model.to(device, memory_format=torch.channels_last).eval(), checkpoint["args"]

@@ -2,7 +2,8 @@
 
 import torch
 
-from dataset import open_split, read_csv
+from dataset import open_split, read_csv, to_float
+from metrics import noise_generators
 from utils import UserError
 
 # The first two numbers of an action move the arm along x and y. The words are those of the bundled clips' camera, where
@@ -68,10 +69,8 @@ def imagine(model, data, cond, clips, plans, seed=1):
     """
     actions, positions = read_conditions(data, cond)
     gain = None if positions is None else fit_gain(actions, positions)
-    frames = torch.stack([data[k][0] for k in clips]).permute(0, 1, 4, 2, 3).float().div(255)
-    frames = frames.to(next(model.parameters()).device)
+    frames = to_float(torch.stack([data[k][0] for k in clips]).to(next(model.parameters()).device))
     past, n_future = frames[:, : model.n_past], data.n_frames - model.n_past
-    clips = torch.tensor(clips)
     actions, positions = actions[clips], None if positions is None else positions[clips]
     videos = {"truth": frames}
     for label, steps in {"true actions": None, **plans}.items():
@@ -79,7 +78,7 @@ def imagine(model, data, cond, clips, plans, seed=1):
         if steps is not None:
             parts = replace(actions, positions, steps, model.n_past, gain)
         parts = [part for word, part in zip(("action", "position"), parts) if word in cond]
-        noise = [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in clips.tolist()]
-        future = model.predict(past, torch.cat(parts, -1).to(frames), n_future, 1, noise)[0]
+        generators = noise_generators(seed, clips)
+        future = model.predict(past, torch.cat(parts, -1).to(frames), n_future, 1, generators)[0]
         videos[label] = torch.cat([past, future], 1)
     return videos

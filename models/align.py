@@ -15,7 +15,8 @@ class Aligner(nn.Module):
     def __init__(self, g_dim):
         super().__init__()
         self.flow = nn.Linear(g_dim, 2 * 8 * 8)
-        nn.init.zeros_(self.flow.weight), nn.init.zeros_(self.flow.bias)
+        nn.init.zeros_(self.flow.weight)
+        nn.init.zeros_(self.flow.bias)
 
     def forward(self, g):
         with torch.autocast(g.device.type, enabled=False):  # bf16 would round a place to half a pixel

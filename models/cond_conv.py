@@ -22,11 +22,10 @@ class Modulation(nn.Module):
         super().__init__()
         self.scale = nn.Linear(cond_dim, channels)
         self.shift = nn.Linear(cond_dim, channels)
-        (
-            nn.init.zeros_(self.scale.weight),
-            nn.init.constant_(self.scale.bias, math.log(math.e - 1)),
-        )  # softplus of it is 1
-        nn.init.zeros_(self.shift.weight), nn.init.zeros_(self.shift.bias)
+        nn.init.zeros_(self.scale.weight)
+        nn.init.constant_(self.scale.bias, math.log(math.e - 1))  # softplus of it is 1
+        nn.init.zeros_(self.shift.weight)
+        nn.init.zeros_(self.shift.bias)
 
     def forward(self, y, c):
         """y (N, channels, H, W), c (N, cond_dim) -> as y."""

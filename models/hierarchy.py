@@ -34,9 +34,8 @@ class Level(nn.Module):
         self.n_z = n_z
         self.q = gaussian_net(n, 4 * n_z, n_z)
         self.p = gaussian_net(2 * n, 4 * n_z, n_z) if learned_prior else None
-        self.conv = nn.Conv2d(
-            n_z, n, 3, 1, 1, bias=False
-        )  # the decoder's next convolution, conv(cat[u, s, z]), has one
+        # A summand of the decoder's next convolution, conv(cat[u, s, z]), which has the bias.
+        self.conv = nn.Conv2d(n_z, n, 3, 1, 1, bias=False)
 
     def posterior(self, skip):
         """skip of the true frames -> mu, logvar (T, B, n_z, S, S)."""

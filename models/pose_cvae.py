@@ -84,11 +84,8 @@ class DecoderFusion(nn.Module):
 
     def __init__(self, F_dim, L_dim, N_dim, D_out_dim):
         super().__init__()
-        full, half, quarter = (
-            D_out_dim // 3,
-            D_out_dim // 2,
-            D_out_dim,
-        )  # channels at 1, 1/2 and 1/4 of the frame's size
+        # Channels at 1, 1/2 and 1/4 of the frame's size.
+        full, half, quarter = D_out_dim // 3, D_out_dim // 2, D_out_dim
         self.frame = nn.Conv2d(F_dim, full, 1)
         self.label, self.noise = nn.Conv2d(L_dim, full, 1, bias=False), nn.Conv2d(N_dim, full, 1, bias=False)
         self.act = activation()

@@ -29,11 +29,9 @@ from dataset import batches, make_loader, open_for  # noqa: E402
 from utils import (  # noqa: E402
     UserError,
     autocast,
-    choose_device,
-    choose_precision,
+    choose_machine,
     load_model,
     run_command,
-    tune,
     write_json,
     writing,
 )
@@ -67,15 +65,14 @@ class Run:
         self.settings = {k: v for k, v in (self.args | model).items() if k not in INDIFFERENT}
         self.finished = all((self.folder / name).exists() for name in CHECKPOINTS.values())
 
-    def evaluate(self, args, device):
+    def evaluate(self, args, device, precision):
         """Score best.pt and last.pt: {"best", "final": {metric: (N, T)}}, the copy-last baseline and best.pt's pictures."""
         self.scores = {}
         for which, name in reversed(CHECKPOINTS.items()):
-            model, trained = load_model(self.folder / name)
+            model, trained = load_model(self.folder / name, device)
             split = args.split or ("val" if trained["cond"] == "pose" else "test")
             data = open_for(model, trained, split, args.data_root, n_clips=args.n_clips)
-            model.to(device)
-            with autocast(device, choose_precision(args.precision, device)):
+            with autocast(device, precision):
                 loaded = batches(make_loader(data, args.num_workers, device, batch_size=args.batch_size), device)
                 scores, pictures = metrics.evaluate(model, loaded, args.n_samples)
             self.scores[which] = {
@@ -385,8 +382,7 @@ def get_parser():
 
 def main():
     args = get_parser().parse_args()
-    device = choose_device(args.device)
-    tune(device)
+    device, precision = choose_machine(args)
     runs = [Run(folder) for folder in dict.fromkeys(args.runs)]
     for run in runs:
         if not run.finished:
@@ -397,7 +393,7 @@ def main():
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     for run in tqdm(runs, "scoring", unit=" runs", leave=False):
-        run.evaluate(args, device)
+        run.evaluate(args, device, precision)
 
     groups = group_runs(runs)
     kin, varied = families(groups), differing(groups)

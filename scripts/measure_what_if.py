@@ -13,7 +13,7 @@ import metrics  # noqa: E402
 import options  # noqa: E402
 import what_if  # noqa: E402
 from dataset import open_for  # noqa: E402
-from utils import UserError, autocast, choose_device, choose_precision, load_model, run_command, tune  # noqa: E402
+from utils import UserError, autocast, choose_machine, load_model, run_command  # noqa: E402
 
 TIP = 70  # a pixel of a true frame belongs to the finger tips where it is more magenta than this
 FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become this much more magenta than it was
@@ -58,17 +58,15 @@ def get_parser():
 
 def main():
     args = get_parser().parse_args()
-    device = choose_device(args.device)
-    tune(device)
-    model, trained = load_model(args.model_path)
-    model.to(device)
+    device, precision = choose_machine(args)
+    model, trained = load_model(args.model_path, device)
     motion, true_moves, positions = {}, [], []
     for split in args.split:
         data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
         actions, _ = what_if.read_conditions(data, trained["cond"])
         n_past = model.n_past
         plans = what_if.directions(actions, data.n_frames - n_past)
-        with autocast(device, choose_precision(args.precision, device)):
+        with autocast(device, precision):
             videos = what_if.imagine(model, data, trained["cond"], list(range(len(data))), plans)
         for label, video in videos.items():
             motion.setdefault(label, []).append(tip_motion(metrics.to_uint8(video), n_past))

@@ -1,5 +1,6 @@
 """Shared by all tests: the repository on the path, a tiny data set, commands as subprocesses."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -50,6 +51,27 @@ def run(*command, **kwargs):
     command = [sys.executable, *map(str, command)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env, **kwargs)
+
+
+def both_losses(model, oracle, frames, cond, teacher_forcing):
+    """The losses of the model and of its step-by-step oracle, one after the other, with the same noise and no old gradients."""
+    for loss in (model.loss, functools.partial(oracle.loss, model)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        yield loss(frames, cond, teacher_forcing)
+
+
+def assert_same_loss(model, oracle, frames, cond, teacher_forcing, atol=1e-12):
+    """The model's losses and all its gradients are the oracle's, in float64; returns the losses."""
+    results = []
+    for losses in both_losses(model, oracle, frames, cond, teacher_forcing):
+        (losses["mse"] + 0.1 * losses["kld"]).backward()
+        results.append((losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (ours, our_grads), (theirs, their_grads) = results
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    assert our_grads.keys() == their_grads.keys() == dict(model.named_parameters()).keys()
+    torch.testing.assert_close(our_grads, their_grads, rtol=1e-6, atol=atol)
+    return ours
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import reference
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import TINY, run
+from conftest import TINY, assert_same_loss, run
 from test_resume import break_frames, outcome, same, state_of
 from test_svg import ALL, clips, tiny
 
@@ -113,18 +113,8 @@ def test_all_equal_the_reference_with_other_skips(n_past, skip, teacher_forcing)
 
 
 def check_loss(model, teacher_forcing):
-    frames, cond = clips()
-    results = []
-    for loss in (model.loss, lambda *args: reference.loss(model, *args)):
-        torch.manual_seed(1)
-        model.zero_grad()
-        losses = loss(frames, cond, teacher_forcing)
-        (losses["mse"] + 0.1 * losses["kld"]).backward()
-        results.append((losses, {name: p.grad.clone() for name, p in model.named_parameters()}))
-    (ours, our_grads), (theirs, their_grads) = results
+    ours = assert_same_loss(model, reference, *clips(), teacher_forcing, atol=1e-10)
     assert len(ours) == 2 + len(model.levels) + bool(model.levels)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
-    torch.testing.assert_close(our_grads, their_grads, rtol=1e-6, atol=1e-10)
     if model.levels:
         torch.testing.assert_close(ours["kld"], sum(ours[f"kld_{n}"] for n in range(1, len(model.levels) + 2)))
 

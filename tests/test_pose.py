@@ -12,7 +12,7 @@ import numpy as np
 import pose_reference as reference
 import pytest
 import torch
-from conftest import REAL, ROOT, run
+from conftest import REAL, ROOT, assert_same_loss, both_losses, run
 from PIL import Image
 from test_bad_input import call, fingerprint
 
@@ -47,27 +47,13 @@ def clips(batch=2, length=6, size=(14, 22)):
 @pytest.mark.parametrize("teacher_forcing", [True, False])
 def test_loss_and_gradients_equal_the_reference(teacher_forcing):
     model = tiny()
-    frames, cond = clips()
-    results = []
-    for loss in (model.loss, lambda *args: reference.loss(model, *args)):
-        torch.manual_seed(1)
-        model.zero_grad()
-        losses = loss(frames, cond, teacher_forcing)
-        (losses["mse"] + 0.1 * losses["kld"]).backward()
-        results.append((losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
-    (ours, our_grads), (theirs, their_grads) = results
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
-    assert our_grads.keys() == their_grads.keys() == dict(model.named_parameters()).keys()
-    torch.testing.assert_close(our_grads, their_grads, rtol=1e-6, atol=1e-12)
+    assert_same_loss(model, reference, *clips(), teacher_forcing)
 
 
 def test_float32_differs_from_the_reference_by_rounding_only():
     model = tiny().float()
     frames, cond = (x.float() for x in clips())
-    torch.manual_seed(1)
-    ours = model.loss(frames, cond, False)
-    torch.manual_seed(1)
-    torch.testing.assert_close(ours, reference.loss(model, frames, cond, False), rtol=1e-5, atol=0)
+    torch.testing.assert_close(*both_losses(model, reference, frames, cond, False), rtol=1e-5, atol=0)
 
 
 def noise(generator, n_steps, size=(14, 22)):

@@ -32,22 +32,23 @@ def assert_refused(result, *words):
     assert all(str(word) in line for word in ("error:", *words)), line
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_data, tmp_path_factory):
-    """A run of 3 epochs of 4 steps."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = run(COMMAND, "--data_root", tiny_data, "--log_dir", folder, "--niter", 3, *SMALL)
+def train(data, folder, niter):
+    """A run of niter epochs of 4 steps."""
+    result = run(COMMAND, "--data_root", data, "--log_dir", folder, "--niter", niter, *SMALL)
     assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data, tmp_path_factory):
+    """A run of 3 epochs."""
+    return train(tiny_data, tmp_path_factory.mktemp("undisturbed") / "run", 3)
 
 
 @pytest.fixture(scope="module")
 def one_epoch(tiny_data, tmp_path_factory):
     """A run of 1 epoch, to copy and go on with."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    result = run(COMMAND, "--data_root", tiny_data, "--log_dir", folder, "--niter", 1, *SMALL)
-    assert result.returncode == 0, result.stderr
-    return folder
+    return train(tiny_data, tmp_path_factory.mktemp("one") / "run", 1)
 
 
 def break_frames(clip, aside):

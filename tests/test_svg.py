@@ -3,6 +3,7 @@
 import pytest
 import reference
 import torch
+from conftest import assert_same_loss, both_losses
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as oracle_kl
 
@@ -50,18 +51,7 @@ def clips(batch=3, length=6):
 @pytest.mark.parametrize("n_past", [1, 2, 3])
 def test_loss_and_gradients_equal_the_reference(prior, skip, teacher_forcing, n_past):
     model = tiny(prior, n_past, **SKIPS[skip])
-    frames, cond = clips()
-    results = []
-    for loss in (model.loss, lambda *args: reference.loss(model, *args)):
-        torch.manual_seed(1)
-        model.zero_grad()
-        losses = loss(frames, cond, teacher_forcing)
-        (losses["mse"] + 0.1 * losses["kld"]).backward()
-        results.append((losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
-    (ours, our_grads), (theirs, their_grads) = results
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
-    assert our_grads.keys() == their_grads.keys() == dict(model.named_parameters()).keys()
-    torch.testing.assert_close(our_grads, their_grads, rtol=1e-6, atol=1e-12)
+    assert_same_loss(model, reference, *clips(), teacher_forcing)
 
 
 @pytest.mark.parametrize("skip", SKIPS)
@@ -92,10 +82,7 @@ def test_reconstruction_equals_the_reference(n_past):
 def test_float32_differs_from_the_reference_by_rounding_only():
     model = tiny().float()
     frames, cond = (x.float() for x in clips())
-    torch.manual_seed(1)
-    ours = model.loss(frames, cond, False)
-    torch.manual_seed(1)
-    torch.testing.assert_close(ours, reference.loss(model, frames, cond, False), rtol=1e-5, atol=0)
+    torch.testing.assert_close(*both_losses(model, reference, frames, cond, False), rtol=1e-5, atol=0)
 
 
 @plain_and_extended
