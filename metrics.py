@@ -95,17 +95,21 @@ def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_sh
     posterior = model.reconstruct(frames, cond, generators())
 
     chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 64) // len(frames) // max(1, n_future // 32))
-    running, scores, samples = generators(), [], []
-    best, best_psnr = posterior[0], posterior.new_full((len(frames),), -1.0)
+    running, samples = generators(), []
+    # Filled in place: small results kept between large temporary ones would break up the memory.
+    scores = {metric: truth.new_empty(n_samples, *truth.shape[:2]) for metric in ("psnr", "ssim")}
+    best, best_psnr = posterior[0].clone(), posterior.new_full((len(frames),), -1.0)
     for first in range(0, n_samples, chunk):
-        for sample in model.predict(past, cond, n_future, min(chunk, n_samples - first), running):
-            scores.append(score(sample, truth))
-            psnr_of_clip = scores[-1]["psnr"].mean(1)
+        n = min(chunk, n_samples - first)
+        for k, sample in enumerate(model.predict(past, cond, n_future, n, running), first):
+            for metric, values in score(sample, truth).items():
+                scores[metric][k] = values
+            psnr_of_clip = scores["psnr"][k].mean(1)
             better = psnr_of_clip > best_psnr
-            best = torch.where(better[:, None, None, None, None], sample, best)
-            best_psnr = torch.where(better, psnr_of_clip, best_psnr)
+            torch.where(better[:, None, None, None, None], sample, best, out=best)
+            torch.where(better, psnr_of_clip, best_psnr, out=best_psnr)
             samples += [sample] * (len(samples) < most_shown)
-        progress(min(chunk, n_samples - first) * len(frames))
+        progress(n * len(frames))
 
     videos = {"truth": truth, "posterior": posterior[0], "best": best}
     videos |= {f"sample {j + 1}": sample for j, sample in enumerate(samples)}
@@ -115,9 +119,8 @@ def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_sh
     if cond.dim() == 5:  # images
         videos = {"pose": to_uint8(cond), **videos}
     pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
-    sample = {metric: torch.stack([s[metric] for s in scores]) for metric in ("psnr", "ssim")}
     rows = {"posterior": score(posterior, truth), "copy_last": score(copy_last(past, n_future), truth)}
-    return {"sample": sample, **rows}, pictures
+    return {"sample": scores, **rows}, pictures
 
 
 def to_uint8(frames):
