@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils import UserError, load_checkpoint
 
-SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame hierarchy align cond_conv".split()
+SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame hierarchy align cond_conv norm".split()
 POSE_OPTIONS = "F_dim L_dim N_dim D_out_dim".split()
 KL_ANNEAL = {"monotonic": "monotonic", "cyclical": "cyclical", "none": "none", "nokl_annealing": "none"}
 
@@ -213,6 +213,12 @@ def add_svg(parser):
         const="decoder",
         help="the condition modulates every convolution: of the decoder (--cond_conv alone), or of the encoder too",
     )
+    model.add_argument(
+        "--norm",
+        choices=("batch", "group"),
+        default="batch",
+        help="normalisation: BatchNorm, or GroupNorm frame by frame",
+    )
 
 
 def add_pose_cvae(parser):
@@ -273,6 +279,14 @@ def add_optimiser(parser):
         "--lr_milestones", type=natural, nargs="*", default=[], metavar="EPOCH", help="epochs at which it is lowered"
     )
     optimiser.add_argument("--lr_gamma", type=share, default=0.1, help="what each of them multiplies it by")
+    optimiser.add_argument("--lr_cosine", action="store_true", help="the rate falls to 0 along half a cosine")
+    optimiser.add_argument(
+        "--ema",
+        type=number(float, 0, 1 - 1e-9),
+        default=0.0,
+        metavar="DECAY",
+        help="predict with the weights' exponential moving average, of this decay a step (0.999; 0: with the last ones)",
+    )
     optimiser.add_argument("--beta1", type=number(float, 0, 1 - 1e-6), default=0.9, help="momentum term")
     optimiser.add_argument("--optimizer", choices=("adam", "rmsprop", "sgd"), default="adam", help="update rule")
     optimiser.add_argument("--grad_clip", type=positive, default=1.0, help="largest norm of the gradient; 0: any")

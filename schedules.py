@@ -1,5 +1,7 @@
 """How the KL weight, the teacher-forcing ratio and the learning rate change during training. Pure functions of progress."""
 
+import math
+
 
 def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):
     """The annealing weight w in [start, 1] at progress t = 0 .. total - 1, in `cycles` cycles (Fu et al. 2019).
@@ -31,3 +33,8 @@ def teacher_forcing_ratio(epoch, tfr, start_decay_epoch, end_decay_epoch, decay_
 def learning_rate(epoch, lr, milestones, gamma):
     """The learning rate of an epoch: lr, times gamma for each milestone passed."""
     return lr * gamma ** sum(epoch >= m for m in milestones)
+
+
+def cosine(t, total):
+    """1 at the start, falling to 0 at t = total along half a cosine (Loshchilov & Hutter 2017, without restarts)."""
+    return (1 + math.cos(math.pi * t / total)) / 2

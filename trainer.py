@@ -5,6 +5,7 @@ weights, the optimiser and its place to go on as if it had not stopped.
 """
 
 import contextlib
+import copy
 import csv
 import itertools
 import os
@@ -63,6 +64,7 @@ def fit(make_model, train_set, val_set, args):
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower its sizes (--help: model)"
         ) from None
     model.to(device, memory_format=torch.channels_last)
+    judged = copy.deepcopy(model) if args.ema else model  # what is validated, and what a checkpoint predicts with
     if args.compile:
         for network in model.children():
             network.compile(dynamic=False, mode=args.compile)
@@ -73,7 +75,8 @@ def fit(make_model, train_set, val_set, args):
     if checkpoint:
         try:
             refuse_changes(run, checkpoint["model"], model.config)
-            model.load_state_dict(checkpoint["state_dict"])
+            model.load_state_dict(checkpoint.get("training", checkpoint["state_dict"]))
+            judged.load_state_dict(checkpoint["state_dict"] if args.ema else model.state_dict())
             optimizer.load_state_dict(checkpoint["optimizer"])
             if any(type(checkpoint["state"].get(key)) is not type(value) for key, value in state.items()):
                 raise TypeError("its state is not complete")
@@ -125,15 +128,16 @@ def fit(make_model, train_set, val_set, args):
         check()
         if rank > 0:
             return
-        content = {"model": model.config, "args": plain(args), "state_dict": model.state_dict()}
+        content = {"model": model.config, "args": plain(args), "state_dict": judged.state_dict()}
         content["state"] = state | {"sums": dict(zip(names, sums.tolist())) if state["step"] else {}}
-        if not all(value.isfinite().all() for value in content["state_dict"].values()):
+        if not all(value.isfinite().all() for m in (model, judged) for value in m.state_dict().values()):
             raise UserError(
                 f"epoch {state['epoch'] + 1}, step {state['step']}: weights or BatchNorm statistics are not finite, and {run}/{name}"
                 " was left as it is; lower --lr"
             )
         if name == "last.pt":
             content["optimizer"] = optimizer.state_dict()
+            content |= {"training": model.state_dict()} if args.ema else {}
             saved = time.monotonic()
         save_checkpoint(run / name, content)
 
@@ -165,9 +169,6 @@ def fit(make_model, train_set, val_set, args):
         while state["epoch"] < args.niter:
             epoch = state["epoch"]
             tfr = teacher_forcing_ratio(args, epoch)
-            lr = schedules.learning_rate(epoch, args.lr, args.lr_milestones, args.lr_gamma)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             sampler.start(epoch, state["step"])
             n_frames = args.batch_size * train_set.n_frames
             began, shown = time.perf_counter() - state["seconds"], 0.0
@@ -186,6 +187,8 @@ def fit(make_model, train_set, val_set, args):
                 teacher_forcing = random.random() < tfr  # the same on every rank
                 seed_everything(random.getrandbits(31) + rank)
                 weight = args.beta * kl_weight(args, epoch, state["step"], sampler.n_batches)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(args, epoch, state["step"], sampler.n_batches)
                 state["step"] += 1
                 with autocast(device, precision):
                     loss, losses = objective(frames, cond, teacher_forcing, weight)
@@ -196,6 +199,8 @@ def fit(make_model, train_set, val_set, args):
                     torch.stack([loss.detach(), *losses.values(), torch.full_like(loss, weight)])
                 )
                 update(optimizer, args.grad_clip, failure, state["step"], means[0])
+                if args.ema:
+                    follow(judged, model, args.ema, epoch * sampler.n_batches + state["step"])
                 sums = sums + means.double()
                 state["seconds"] = time.perf_counter() - began
                 if state["seconds"] - shown > 1:  # reading the sums makes the host wait for the device
@@ -216,12 +221,12 @@ def fit(make_model, train_set, val_set, args):
             check()
             mean = dict(zip(names, (sums / state["step"]).tolist()))
             row = dict.fromkeys(COLUMNS, "") | mean | dict(
-                epoch=epoch + 1, tfr=tfr, lr=lr, seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
+                epoch=epoch + 1, tfr=tfr, lr=optimizer.param_groups[0]["lr"], seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
-                distributed.synchronise_buffers(model)
+                distributed.synchronise_buffers(judged)
                 with autocast(device, precision):
-                    scores, pictures = metrics.evaluate(model, load(val_loader), seed=args.seed, clips=val_keys)
+                    scores, pictures = metrics.evaluate(judged, load(val_loader), seed=args.seed, clips=val_keys)
                 parts, shown_clips = zip(*distributed.gather((scores, pictures[:N_SHOWN])))
                 of_all = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
                 row |= {"psnr": of_all("sample", "psnr"), "ssim": of_all("sample", "ssim")}
@@ -283,6 +288,18 @@ def update(optimizer, max_norm, failure, step, loss):
     elif not failure[0]:
         torch._foreach_div_(grads, scale)
         optimizer.step()
+
+
+def follow(average, model, decay, step):
+    """Move an exponential moving average of weights and BatchNorm statistics on by a step; young, it forgets faster."""
+    values = lambda module: [value for value in module.state_dict().values() if value.is_floating_point()]
+    torch._foreach_lerp_(values(average), values(model), 1 - min(decay, (1 + step) / (10 + step)))
+
+
+def learning_rate(args, epoch, step, n_steps):
+    """The learning rate of this step."""
+    lr = schedules.learning_rate(epoch, args.lr, args.lr_milestones, args.lr_gamma)
+    return lr * schedules.cosine(epoch * n_steps + step, args.niter * n_steps) if args.lr_cosine else lr
 
 
 def teacher_forcing_ratio(args, epoch):

@@ -5,6 +5,8 @@ import functools
 import torch
 import torch.nn as nn
 
+from models.norm import normalise
+
 
 def in_float32(forward):
     """Run a method outside autocast: recurrence adds up rounding errors, and its cost is small beside the convolutions."""
@@ -43,9 +45,11 @@ class _Stack(nn.Module):
 class LSTM(_Stack):
     """The frame predictor: a sequence of vectors to a sequence of vectors in (-1, 1)."""
 
-    def __init__(self, input_size, output_size, hidden_size, n_layers):
+    def __init__(self, input_size, output_size, hidden_size, n_layers, norm="batch"):
         super().__init__(input_size, hidden_size, n_layers)
-        self.output = nn.Sequential(nn.Linear(hidden_size, output_size), nn.BatchNorm1d(output_size), nn.Tanh())
+        self.output = nn.Sequential(
+            nn.Linear(hidden_size, output_size), normalise(norm, output_size, nn.BatchNorm1d), nn.Tanh()
+        )
 
     @in_float32
     def forward(self, x, state=None):

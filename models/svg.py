@@ -119,15 +119,16 @@ class SVG(nn.Module):
         hierarchy=1,
         align=False,
         cond_conv="none",
+        norm="batch",
     ):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.config = {"name": "svg", **config}  # what rebuilds this model from a checkpoint
         self.n_past, self.z_dim = n_past, z_dim
         self.last_frame_skip, self.skip_frame = last_frame_skip, skip_frame
-        self.encoder = Encoder(g_dim, width)
-        self.decoder = Decoder(g_dim, width)
-        self.frame_predictor = LSTM(cond_dim + g_dim + z_dim, g_dim, rnn_size, predictor_rnn_layers)
+        self.encoder = Encoder(g_dim, width, norm)
+        self.decoder = Decoder(g_dim, width, norm)
+        self.frame_predictor = LSTM(cond_dim + g_dim + z_dim, g_dim, rnn_size, predictor_rnn_layers, norm)
         self.posterior = GaussianLSTM(g_dim, z_dim, rnn_size, posterior_rnn_layers)
         self.prior = GaussianLSTM(g_dim, z_dim, rnn_size, prior_rnn_layers) if prior == "learned" else None
         # Metres, radians and 0/1 switches are brought to one scale; the identity until `set_cond_stats` is called.

@@ -1,6 +1,7 @@
 """The vgg64 encoder and decoder of SVG (Denton & Fergus 2018), with a width.
 
-`width` is the number of channels at 64x64; 64 is the paper's network. Parameter names are the classic ones.
+`width` is the number of channels at 64x64; 64 is the paper's network. `norm` is "batch", the paper's, or "group" (Wu & He
+2018), which sees one frame at a time. Parameter names are the classic ones.
 """
 
 import torch.nn as nn
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.cond_conv import Modulation
+from models.norm import normalise
 
 
 class Chain(nn.Sequential):
@@ -20,13 +22,13 @@ class Chain(nn.Sequential):
 
 
 class VGGLayer(nn.Module):
-    """3x3 convolution, BatchNorm, LeakyReLU(0.2): (N, n_in, H, W) -> (N, n_out, H, W)."""
+    """3x3 convolution, normalisation, LeakyReLU(0.2): (N, n_in, H, W) -> (N, n_out, H, W)."""
 
-    def __init__(self, n_in, n_out):
+    def __init__(self, n_in, n_out, norm):
         super().__init__()
         self.main = Chain(
             nn.Conv2d(n_in, n_out, 3, 1, 1),
-            nn.BatchNorm2d(n_out),
+            normalise(norm, n_out),
             nn.LeakyReLU(0.2, inplace=True),
         )
 
@@ -34,9 +36,9 @@ class VGGLayer(nn.Module):
         return self.main(x, c)
 
 
-def stage(*channels):
-    """VGG layers in a row: stage(a, b, c) maps a to b to c channels."""
-    return [VGGLayer(n_in, n_out) for n_in, n_out in zip(channels, channels[1:])]
+def stage(norm, *channels):
+    """VGG layers in a row: stage(norm, a, b, c) maps a to b to c channels."""
+    return [VGGLayer(n_in, n_out, norm) for n_in, n_out in zip(channels, channels[1:])]
 
 
 def fold_batchnorm(network):
@@ -66,14 +68,14 @@ def upsample_conv(x, weight):
 class Encoder(nn.Module):
     """A 64x64 frame to a vector and the four feature maps that the decoder may copy from."""
 
-    def __init__(self, g_dim=128, width=64):
+    def __init__(self, g_dim=128, width=64, norm="batch"):
         super().__init__()
         w = width
-        self.c1 = Chain(*stage(3, w, w))  # 64 x 64
-        self.c2 = Chain(*stage(w, 2 * w, 2 * w))  # 32 x 32
-        self.c3 = Chain(*stage(2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
-        self.c4 = Chain(*stage(4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
-        self.c5 = Chain(nn.Conv2d(8 * w, g_dim, 4, 1, 0), nn.BatchNorm2d(g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
+        self.c1 = Chain(*stage(norm, 3, w, w))  # 64 x 64
+        self.c2 = Chain(*stage(norm, w, 2 * w, 2 * w))  # 32 x 32
+        self.c3 = Chain(*stage(norm, 2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
+        self.c4 = Chain(*stage(norm, 4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
+        self.c5 = Chain(nn.Conv2d(8 * w, g_dim, 4, 1, 0), normalise(norm, g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
         self.mp = nn.MaxPool2d(2)
 
     def forward(self, x, c=None):
@@ -93,17 +95,17 @@ class Decoder(nn.Module):
     so conv(cat[u, s]) = conv_u(u) + conv_s(s), and conv_s(s) is computed once for all steps that share a skip.
     """
 
-    def __init__(self, g_dim=128, width=64):
+    def __init__(self, g_dim=128, width=64, norm="batch"):
         super().__init__()
         w = width
         self.g_dim = g_dim
         self.upc1 = Chain(  # 1 x 1 -> 4 x 4
-            nn.ConvTranspose2d(g_dim, 8 * w, 4, 1, 0), nn.BatchNorm2d(8 * w), nn.LeakyReLU(0.2, inplace=True)
+            nn.ConvTranspose2d(g_dim, 8 * w, 4, 1, 0), normalise(norm, 8 * w), nn.LeakyReLU(0.2, inplace=True)
         )
-        self.upc2 = Chain(*stage(16 * w, 8 * w, 8 * w, 4 * w))  # 8 x 8
-        self.upc3 = Chain(*stage(8 * w, 4 * w, 4 * w, 2 * w))  # 16 x 16
-        self.upc4 = Chain(*stage(4 * w, 2 * w, w))  # 32 x 32
-        self.upc5 = Chain(*stage(2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())  # 64 x 64
+        self.upc2 = Chain(*stage(norm, 16 * w, 8 * w, 8 * w, 4 * w))  # 8 x 8
+        self.upc3 = Chain(*stage(norm, 8 * w, 4 * w, 4 * w, 2 * w))  # 16 x 16
+        self.upc4 = Chain(*stage(norm, 4 * w, 2 * w, w))  # 32 x 32
+        self.upc5 = Chain(*stage(norm, 2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())  # 64 x 64
 
     def skip_terms(self, skips):
         """conv_s(s), bias included, for each of the encoder's skips: a list in the order of the stages upc2..upc5."""

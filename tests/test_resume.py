@@ -17,7 +17,7 @@ from dataset import ClipDataset, ClipSampler
 sys.path.insert(0, str(ROOT / "scripts"))
 from kill_test import outcome, same  # noqa: E402
 
-SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4"]
+SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 COMMAND = "train_learned_prior.py"
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from schedules import kl_weight, teacher_forcing_ratio
+from schedules import cosine, kl_weight, teacher_forcing_ratio
 
 
 def test_every_cycle_reaches_its_peak():
@@ -27,6 +27,10 @@ def test_the_formula():
 
 def test_a_ratio_above_one_never_arrives():
     assert kl_weight(99, 100, 1, 1.5) == pytest.approx(0.99 / 1.5)
+
+
+def test_cosine():
+    assert [cosine(t, 6) for t in (0, 2, 3, 4, 6)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
 def test_teacher_forcing():

@@ -54,6 +54,15 @@ def test_loss_and_gradients_equal_the_reference(prior, skip, teacher_forcing, n_
     assert_same_loss(model, reference, *clips(), teacher_forcing)
 
 
+@pytest.mark.parametrize("teacher_forcing", [True, False])
+def test_groupnorm_sees_one_frame_at_a_time(teacher_forcing):
+    """So the loss equals the step-by-step reference's in training mode too, which with BatchNorm it does not."""
+    assert_same_loss(tiny(norm="group").train(), reference, *clips(), teacher_forcing)
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in tiny(norm="group").modules())
+    with pytest.raises(AssertionError):
+        assert_same_loss(tiny().train(), reference, *clips(), teacher_forcing)
+
+
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("prior", ["fixed", "learned"])
 @pytest.mark.parametrize("n_past", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""trainer.update: clipping, and a gradient that is not finite."""
+"""trainer.update: clipping, and a gradient that is not finite; trainer.follow and the learning rate."""
 
 import argparse
 
@@ -45,3 +45,29 @@ def test_no_step_from_the_first_bad_gradient_on(optimizer, value):
         trainer.update(optimizer, 1.0, failure, step, torch.tensor(loss))
         assert torch.equal(weight, before)
     assert failure.tolist() == [2, 7], "the first one is named"
+
+
+def test_moving_average():
+    """a <- d a + (1 - d) w, of weights and BatchNorm's statistics, with d = (1 + t) / (10 + t) while that is smaller."""
+    average, model = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    expected = {"weight": 1.0, "running_mean": 0.0}
+    for step in range(1, 40):
+        values = {"weight": step**0.5, "running_mean": -float(step)}
+        with torch.no_grad():
+            for name, value in values.items():
+                getattr(model, name).fill_(value)
+        trainer.follow(average, model, 0.7, step)
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * value for name, value in values.items()}
+        for name, value in expected.items():
+            assert getattr(average, name).item() == pytest.approx(value, rel=1e-5)
+            assert getattr(model, name).item() == pytest.approx(values[name]), "the model is left alone"
+
+
+def test_learning_rate_of_a_step():
+    args = argparse.Namespace(lr=0.1, lr_milestones=[2], lr_gamma=0.5, lr_cosine=False, niter=4)
+    assert [trainer.learning_rate(args, epoch, 3, 5) for epoch in range(4)] == pytest.approx([0.1, 0.1, 0.05, 0.05])
+    args.lr_cosine = True
+    assert trainer.learning_rate(args, 0, 0, 5) == pytest.approx(0.1)
+    assert trainer.learning_rate(args, 1, 0, 5) == pytest.approx(0.1 * 0.853553)
+    assert trainer.learning_rate(args, 2, 0, 5) == pytest.approx(0.05 * 0.5)

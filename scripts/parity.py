@@ -1,0 +1,165 @@
+"""Is each default at least as good as the classic choice, and would something else be better still?
+
+    python scripts/parity.py --out runs/parity [flags of train_learned_prior.py for every run, such as --data_root D]
+
+Trains SVG-LP with the defaults, then with one of them as in the classic code, with all of them so, and with one thing that the
+classic code lacks: equal data and steps, several seeds each. Ends in a table of the last epoch's validation scores. Run it again
+after an interruption: finished runs stay, others are resumed.
+"""
+
+import contextlib
+import csv
+import multiprocessing
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a run a core is the fastest way to many runs
+
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import reference  # noqa: E402
+
+import metrics  # noqa: E402
+import options  # noqa: E402
+import trainer  # noqa: E402
+from dataset import open_splits  # noqa: E402
+from models.svg import SVG, draw_noise  # noqa: E402
+from utils import UserError, run_command, write_json, writing  # noqa: E402
+
+SMALL = "--width 8 --batch_size 8 --niter 8 --epoch_size 50 --val_every 8 --num_workers 0".split()
+
+CLASSIC_LOOP = "a loop step by step"  # not a flag: trains the class Classic
+CLASSIC = {
+    "skips from the frame before the last given one": ["--skip_frame", "classic"],
+    "BatchNorm over a step, and over the batch at test (float32)": [CLASSIC_LOOP, "--precision", "fp32"],
+    "every window from frame 0": ["--no-random_start"],
+    "KL weight 1": ["--beta", "1"],
+    "gradients not clipped": ["--grad_clip", "0"],
+    "float32": ["--precision", "fp32"],
+}
+VARIANTS = {
+    "the defaults": [],
+    "classic: all of the next six": sum(CLASSIC.values(), []),
+    **CLASSIC,
+    "+ moving average of the weights": ["--ema", "0.999"],
+    "+ cosine learning rate": ["--lr_cosine"],
+    "GroupNorm": ["--norm", "group"],
+    "z_dim 16": ["--z_dim", "16"],
+}
+
+
+class Classic(SVG):
+    """SVG in the classic loop: one step at a time, BatchNorm over the clips of a step, encoder and decoder in train mode at test."""
+
+    def loss(self, frames, cond, teacher_forcing):
+        """As SVG.loss."""
+        return reference.loss(self, frames, cond, teacher_forcing)
+
+    def predict(self, past, cond, n_future, n_samples=1, generator=None, truth=None):
+        """As SVG.predict; with the true frames z comes from the posterior."""
+        noise = draw_noise(n_samples, len(past), self.n_past + n_future - 1, self.z_dim, generator, past)
+        self.train()
+        self.frame_predictor.eval()
+        return torch.stack([reference.predict(self, past, cond, n_future, eps, truth) for eps in noise.unbind(1)])
+
+    def reconstruct(self, frames, cond, generator=None):
+        """As SVG.reconstruct."""
+        return self.predict(frames[:, : self.n_past], cond, frames.shape[1] - self.n_past, 1, generator, frames)
+
+
+def train(flags, run, seed):
+    """One training, its output in run/output.txt; resumed where it stopped."""
+    classic, flags = CLASSIC_LOOP in flags, [flag for flag in flags if flag != CLASSIC_LOOP]
+    where = ["--resume", str(run)] if (run / "last.pt").exists() else ["--log_dir", str(run)]
+    args = options.parse_training(options.training_parser(__doc__), [*flags, "--seed", str(seed), *where])
+    train_set, val_set = open_splits(args)
+
+    def make_model():
+        model = (Classic if classic else SVG)(train_set.cond_dim, "learned", **options.svg_options(args))
+        model.set_cond_stats(*train_set.cond_stats())
+        return model
+
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "output.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        if status := trainer.fit(make_model, train_set, val_set, args):
+            raise SystemExit(status)
+
+
+def last_scores(run, niter):
+    """PSNR and SSIM of a finished run's last epoch, or None."""
+    if not (run / "log.csv").exists():
+        return None
+    with open(run / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    return {metric: float(rows[-1][metric]) for metric in ("psnr", "ssim")} if len(rows) == niter else None
+
+
+def table(scores):
+    """The results {variant: {"psnr": tensor, "ssim": tensor}} as Markdown: mean, deviation, and what a difference is worth."""
+    spread = lambda x, digits: f"{x.mean():.{digits}f} ± {x.std():.{digits}f}" if len(x) > 1 else f"{x[0]:.{digits}f}"
+    lines = [
+        f"| | {' | '.join(['PSNR (dB)', 'SSIM', 'PSNR less that of the defaults, 95 %', ''])} |",
+        "|---|---|---|---|---|",
+    ]
+    default = next(iter(scores.values()))["psnr"]
+    for name, score in scores.items():
+        difference, low, high = metrics.welch(score["psnr"], default)
+        versus, verdict = "", ""
+        if score["psnr"] is not default:
+            versus = f"{difference:+.2f}" + (f" ({low:+.2f} to {high:+.2f})" if low is not None else "")
+            verdict = "cannot be told" if low is None or low <= 0 <= high else "better" if low > 0 else "worse"
+        lines.append(f"| {name} | {spread(score['psnr'], 2)} | {spread(score['ssim'], 4)} | {versus} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def get_parser():
+    parser = options.Parser(__doc__.splitlines()[0])
+    parser.add_argument("--out", default="runs/parity", help="directory for the runs, parity.md and parity.json")
+    parser.add_argument("--seeds", type=options.count, default=3, help="runs of each variant, seeds 1, 2, ...")
+    parser.add_argument("--jobs", type=options.count, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="only the variants whose names hold one of these")
+    return parser
+
+
+def main():
+    args, flags = get_parser().parse_known_args()
+    out, flags = Path(args.out), [*SMALL, *flags]
+    niter = options.parse_training(options.training_parser(__doc__), flags).niter  # and a wrong flag is reported now
+    names = [name for name in VARIANTS if not args.only or any(words in name for words in args.only)]
+    if not names:
+        raise UserError(f"--only {' '.join(args.only)}: no such variant; there are: {'; '.join(VARIANTS)}")
+    folder = lambda name, seed: out / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-seed{seed}"
+    runs = {(name, seed): folder(name, seed) for seed in range(1, args.seeds + 1) for name in names}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, max_tasks_per_child=1) as pool:
+        todo = {
+            pool.submit(train, [*flags, *VARIANTS[name]], run, seed): run
+            for (name, seed), run in runs.items()
+            if not last_scores(run, niter)
+        }
+        for job in tqdm(as_completed(todo), "training", len(todo), unit=" runs"):
+            try:
+                job.result()
+            except (UserError, SystemExit):
+                pool.shutdown(cancel_futures=True)
+                raise
+    scores = {}
+    for name in names:
+        found = [last_scores(runs[name, seed], niter) for seed in range(1, args.seeds + 1)]
+        scores[name] = {metric: torch.tensor([score[metric] for score in found]) for metric in ("psnr", "ssim")}
+    text = table(scores)
+    with writing(out / "parity.md") as temporary:
+        temporary.write_text(text)
+    variants = {name: {"flags": VARIANTS[name]} | {m: x.tolist() for m, x in scores[name].items()} for name in names}
+    write_json(out / "parity.json", {"flags": flags, "variants": variants})
+    print(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
