@@ -79,6 +79,10 @@ def train(flags, run, seed):
     where = ["--resume", str(run)] if (run / "last.pt").exists() else ["--log_dir", str(run)]
     args = options.parse_training(options.training_parser(__doc__), [*flags, "--seed", str(seed), *where])
     train_set, val_set = open_splits(args)
+    if classic and len(val_set) % args.batch_size == 1:
+        raise UserError(
+            f"--batch_size {args.batch_size}: leaves a validation batch of one clip, which has no batch statistics"
+        )
 
     def make_model():
         model = (Classic if classic else SVG)(train_set.cond_dim, "learned", **options.svg_options(args))

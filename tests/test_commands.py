@@ -92,6 +92,32 @@ def test_teacher_forcing_is_off_in_validation(trained, tiny_data, tmp_path):
     )
 
 
+def test_the_moving_average_is_what_is_judged_and_predicts(tiny_data, tmp_path):
+    flags = [
+        "--data_root",
+        tiny_data,
+        "--n_future",
+        4,
+        "--niter",
+        1,
+        "--log_dir",
+        tmp_path / "run",
+        *TINY,
+        "--ema",
+        0.9,
+    ]
+    result = run("train_fixed_prior.py", *flags)
+    assert result.returncode == 0, result.stderr
+    checkpoint = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert not all(torch.equal(checkpoint["training"][k], v) for k, v in checkpoint["state_dict"].items())
+    (row,) = csv.DictReader(open(tmp_path / "run/log.csv"))
+    flags = ["--n_samples", 1, "--n_show", 0, "--precision", "fp32", "--split", "validate", "--batch_size", 4]
+    result = run("generate.py", "--model_path", tmp_path / "run/best.pt", "--log_dir", tmp_path / "out", *flags)
+    assert result.returncode == 0, result.stderr
+    psnr = json.load(open(tmp_path / "out/metrics.json"))["sample"]["psnr"]["mean"]
+    assert psnr == pytest.approx(float(row["psnr"]), abs=1e-4)
+
+
 def test_longer_futures_than_trained(trained, tmp_path):
     flags = ["--n_future", 6, "--n_show", 1, "--n_samples", 2, "--n_clips", 2, "--num_workers", 0]
     result = run("generate.py", "--model_path", trained["fixed"] / "last.pt", "--log_dir", tmp_path / "out", *flags)
