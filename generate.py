@@ -18,7 +18,7 @@ from utils import autocast, choose_machine, load_model, run_command, write_json
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("--model_path", "--ckpt", required=True, help="a checkpoint, RUN/best.pt")
+    parser.add_argument("--model_path", "--ckpt", default="pretrained/svg_lp.pt", help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
     parser.add_argument(
         "--split", default="test", help="train, validate or test; of pose recordings train, val or test"

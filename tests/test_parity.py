@@ -133,3 +133,13 @@ def test_export(trained, tiny_data, tmp_path):
         assert run("generate.py", "--model_path", path, "--log_dir", tmp_path / "out", *flags).returncode == 0
         psnr.append(json.load(open(tmp_path / "out/metrics.json"))["sample"]["psnr"]["mean"])
     assert psnr[0] == pytest.approx(psnr[1], abs=0.05)
+
+
+def test_the_weights_in_the_box(tmp_path):
+    """`python generate.py` predicts the bundled test clips, 3 dB above repeating the last frame."""
+    assert (ROOT / "pretrained/svg_lp.pt").stat().st_size <= 8 * 2**20
+    result = run("generate.py", "--n_samples", 1, "--n_show", 1, "--log_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.load(open(tmp_path / "metrics.json"))
+    assert found["protocol"]["clips"] == 24
+    assert found["sample"]["psnr"]["mean"] > found["copy_last"]["psnr"]["mean"] + 3
