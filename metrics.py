@@ -11,7 +11,7 @@ from scipy import stats
 ROWS = ("sample", "best_of_n", "posterior", "copy_last")
 
 # Futures of up to 32 frames that run as one batch; more hardly run faster and need more memory.
-ROWS_AT_ONCE = {"cpu": 64, "cuda": 2048}
+ROWS_AT_ONCE = {"cpu": 48, "cuda": 2048}
 
 
 def psnr(x, y):
