@@ -19,6 +19,7 @@ from scipy import stats
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import compare_runs  # noqa: E402
+import measure_pushes  # noqa: E402
 import measure_what_if  # noqa: E402
 
 import metrics  # noqa: E402
@@ -234,6 +235,29 @@ def test_the_measured_motion_of_true_clips():
         far = np.abs(moved[:, axis]) > 0.03
         assert far.sum() >= 15 and (np.sign(motion[far, axis]) == np.sign(moved[far, axis])).mean() >= 0.9
         assert np.corrcoef(motion[far, axis], moved[far, axis])[0, 1] > 0.9
+
+
+def test_how_far_pushed_objects_go():
+    """A square that moves 10 pixels: predicted to move 4, it goes 40 % of the way. One that stays, or is red, does not count."""
+
+    def draw(x, colour=(0, 200, 0)):
+        frame = np.full((1, 64, 64, 3), 128, np.uint8)
+        frame[0, 20:28, x : x + 8], frame[0, 40:48, 50:58] = colour, (30, 60, 220)
+        return frame
+
+    share, overlap = measure_pushes.follow(draw(30), draw(24), draw(20))
+    assert share == pytest.approx([0.4]) and overlap == pytest.approx([2 / 14])
+    assert not len(measure_pushes.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
+
+
+def test_pushed_objects_of_true_clips():
+    """On the bundled test clips objects are seen to be pushed; the truth goes all the way, the last given frame none of it."""
+    data = open_split(ROOT / "data/pushing_sample", "test", 12, "action")
+    frames = np.stack([data[k][0].numpy() for k in range(len(data))])
+    for predicted, way in ((frames[:, -1], 1), (frames[:, 1], 0)):
+        share, overlap = measure_pushes.follow(frames[:, -1], predicted, frames[:, 1])
+        assert len(share) >= 10 and share == pytest.approx(way)
+        assert (overlap == 1).all() if way else (overlap < 1).all()
 
 
 def test_generate_what_if(trained, tiny_data, tmp_path):

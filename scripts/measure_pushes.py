@@ -1,0 +1,102 @@
+"""Measure whether objects that the arm pushes move in the predictions too, on simulated clips, by their colours.
+
+python scripts/measure_pushes.py --model_path RUN/best.pt --n_clips 128
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from make_pushing import HUES  # noqa: E402
+from measure_what_if import centroid  # noqa: E402
+
+import metrics  # noqa: E402
+import options  # noqa: E402
+from dataset import open_for, to_float  # noqa: E402
+from utils import UserError, autocast, choose_machine, load_model, run_command  # noqa: E402
+
+NEAR, SATURATED = 0.033, 0.45  # a pixel shows an object of a hue where its own is so near and its saturation above this
+PUSHED = 2.0  # pixels from the last given frame to the last
+SEEN = 12  # pixels of the colour in the last given frame; in the last one 0.7 to 1.4 times as many, else something hides it
+
+
+def colour_masks(frames):
+    """Where frames (..., 3) uint8 show each object hue: (5, ...) bool. Not red, which the arm's joints have too."""
+    rgb = frames.astype(np.float32) / 255
+    brightest, chroma = rgb.max(-1), np.ptp(rgb, -1) + 1e-6
+    red, green, blue = np.moveaxis(rgb, -1, 0)
+    sector = np.where(
+        brightest == red,
+        (green - blue) / chroma,
+        np.where(brightest == green, 2 + (blue - red) / chroma, 4 + (red - green) / chroma),
+    )
+    coloured = (chroma > SATURATED * brightest) & (chroma > 0.15)
+    apart = lambda hue: np.abs((sector / 6 - hue + 0.5) % 1 - 0.5)
+    return np.stack([coloured & (apart(hue) < NEAR) for hue in HUES[1:]])
+
+
+def follow(truth, predicted, given):
+    """How pushed objects fare: last true and predicted frames and the last given ones, each (N, H, W, 3) uint8.
+
+    Returns, for each pushed object, the share of its way that the predicted one goes (0 if none is seen) and the
+    intersection over union of the true and the predicted last pixels of its colour.
+    """
+    start, end, found = (colour_masks(frames) for frames in (given, truth, predicted))
+    way, gone = centroid(end) - centroid(start), centroid(found) - centroid(start)
+    length, before, after = np.linalg.norm(way, axis=-1), start.sum((-2, -1)), end.sum((-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pushed = (length > PUSHED) & (before >= SEEN) & (after > 0.7 * before) & (after < 1.4 * before)
+        share = np.nan_to_num((gone * way).sum(-1) / length**2)
+    overlap = (end & found).sum((-2, -1)) / np.maximum((end | found).sum((-2, -1)), 1)
+    return share[pushed], overlap[pushed]
+
+
+def get_parser():
+    parser = options.Parser(__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
+    parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
+    parser.add_argument("--split", default="test", help="train, validate or test")
+    parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of it; 0: all")
+    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
+    options.add_machine(parser)
+    return parser
+
+
+def main():
+    args = get_parser().parse_args()
+    device, precision = choose_machine(args)
+    model, trained = load_model(args.model_path, device)
+    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips)
+    n_past, n_future = model.n_past, data.n_frames - model.n_past
+    rows = {"one sample": [], "copy last frame": []}
+    for clips in torch.arange(len(data)).split(32):
+        frames, cond = (torch.stack(x) for x in zip(*(data[k] for k in clips.tolist())))
+        with autocast(device, precision):
+            past = to_float(frames[:, :n_past].to(device))
+            generators = metrics.noise_generators(0, clips.tolist())
+            futures = metrics.to_uint8(model.predict(past, cond.to(device), n_future, 1, generators)[0])
+        given, truth = frames[:, n_past - 1].numpy(), frames[:, -1].numpy()
+        for row, last in zip(rows, (futures[:, -1], given)):
+            rows[row].append(follow(truth, last, given))
+    rows = {row: [np.concatenate(x) for x in zip(*found)] for row, found in rows.items()}
+    n = len(rows["one sample"][0])
+    if not n:
+        raise UserError(f"--data_root {data.root}: no coloured object is seen to be pushed; simulated clips are wanted")
+
+    print(
+        f"\n{n} pushed objects in {len(data)} clips of {data.root} ({args.split}), {n_future} frames, {args.model_path}\n"
+    )
+    print(f"{'':18}{'go half the way':>16}{'median way':>12}{'overlap':>10}")
+    for row, (share, overlap) in rows.items():
+        print(f"{row:18}{np.mean(share > 0.5):16.0%}{np.median(share):12.0%}{overlap.mean():10.2f}")
+    print(
+        f"\npushed: the pixels of a colour move by more than {PUSHED:g} on average and stay in sight; overlap: intersection"
+        " over union\nof the true and the predicted pixels of that colour in the last frame"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
