@@ -114,7 +114,7 @@ def write_split(folder, n_recordings, n_frames, seed, height=32, width=64):
         (folder / "cuts.txt").write_text("\n".join(str(k * n_frames) for k in range(1, n_recordings)) + "\n")
 
 
-def main():
+def get_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--train", type=int, default=8, help="training recordings (8)")
@@ -123,7 +123,11 @@ def main():
     parser.add_argument("--frames", type=int, default=240, help="frames a recording (240)")
     parser.add_argument("--size", type=int, nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the dances (0)")
-    args = parser.parse_args()
+    return parser
+
+
+def main():
+    args = get_parser().parse_args()
     if args.out.exists():
         raise UserError(f"{args.out}: exists already; choose another folder")
     for k, split in enumerate(("train", "val", "test")):

@@ -19,6 +19,7 @@ from scipy import stats
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import compare_runs  # noqa: E402
+import make_dancer  # noqa: E402
 import measure_pushes  # noqa: E402
 import measure_what_if  # noqa: E402
 
@@ -156,6 +157,8 @@ def test_a_recipe_parses_and_small_keeps_its_shape(recipe):
     assert cycles[0] == cycles[1] <= 3
     for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
         assert getattr(full, name) == getattr(small, name)
+    if command == "train_pose.py":
+        assert small.val_vi_len == make_dancer.get_parser().get_default("frames")
 
 
 def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):

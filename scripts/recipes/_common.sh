@@ -1,8 +1,8 @@
 # Sourced by every recipe, which has set `epochs`: how many the document trained for. Beside the flags of the training
 # commands, which come last and so win, a recipe takes
 #
-#     --small    for a machine without GPU: width 8 (of pose: an eighth), batches of 4 at most, 20 epochs of 12 steps;
-#                schedules keep their shape
+#     --small    for a machine without GPU: width 8 (of pose: an eighth), batches of 4 at most, 20 epochs of 12 steps, pose
+#                recordings validated to frame 240; schedules keep their shape
 #     --niter N  another number of epochs, over which the schedules keep their shape
 #
 # The run is $RUNS/RECIPE[-small]-seedN (RUNS: runs/recipes); one that was interrupted is resumed, and a finished one left
@@ -40,7 +40,7 @@ train() { # train COMMAND FLAGS...
         exit
     fi
     case $suffix$1 in
-    -smalltrain_pose.py) set -- "$@" --F_dim 16 --L_dim 8 --D_out_dim 24 --epoch_size 12 --val_every 5 ;;
+    -smalltrain_pose.py) set -- "$@" --F_dim 16 --L_dim 8 --D_out_dim 24 --epoch_size 12 --val_every 5 --val_vi_len 240 ;;
     -small*) set -- "$@" --width 8 --batch_size 4 --epoch_size 12 --val_every 5 --num_workers 0 ;;
     esac
     if [ -e "$run/last.pt" ]; then set -- "$@" --resume "$run"; else set -- "$@" --log_dir "$run"; fi
