@@ -158,7 +158,7 @@ def test_a_recipe_parses_and_small_keeps_its_shape(recipe):
     for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
         assert getattr(full, name) == getattr(small, name)
     if command == "train_pose.py":
-        assert small.val_vi_len == make_dancer.get_parser().get_default("frames")
+        assert small.n_eval == make_dancer.get_parser().get_default("frames")
 
 
 def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
