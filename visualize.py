@@ -1,6 +1,6 @@
 """Pictures: GIFs, frame grids, training curves, PSNR and SSIM a step."""
 
-import itertools
+import functools
 import re
 
 import matplotlib
@@ -61,6 +61,12 @@ def _wrap(label, width):
 
 def _colour(label, t, n_past):
     return GIVEN if t < n_past or label in ("truth", "pose") else PREDICTED
+
+
+def thin(clip, most=64):
+    """At most that many frames of a long clip {label: frames (T, H, W, 3)}, evenly spread."""
+    every = -(-len(next(iter(clip.values()))) // most)
+    return {label: frames[::every] for label, frames in clip.items()}
 
 
 def save_gif(path, rows, n_past, row_labels=(), scale=2):
@@ -183,12 +189,14 @@ COMPARED = {
 }
 
 
-def _draw(axis, i, label, x, mean, spread, **style):
-    """The i-th line, with its letter at some points and a band of +- spread if there is one."""
+def _draw(axis, label, x, mean, spread):
+    """The line of "A name", with its letter at some points and a band of +- spread if there is one."""
+    letters = label.split()[0]
+    i = functools.reduce(lambda n, letter: 26 * n + ord(letter) - ord("A") + 1, letters, 0) - 1  # A, ..., Z, AA, ...
     colour, dash = PALETTE[i % len(PALETTE)], ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
-    letter = {"marker": f"$\\mathrm{{{label.split()[0]}}}$", "ms": 7, "mew": 0.3}
+    letter = {"marker": f"$\\mathrm{{{letters}}}$", "ms": 7, "mew": 0.3}
     every = max(1, len(x) // 5)
-    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **letter, **style)
+    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **letter)
     if spread is not None:
         axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.13, lw=0)
 
@@ -197,8 +205,8 @@ def plot_run_curves(path, runs):
     """Write the training curves of several runs: {"A name": {key of COMPARED: (epochs, mean, spread or None)}}."""
     figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
     for axis, (key, (title, unit)) in zip(axes.flat, COMPARED.items()):
-        for i, (label, curves) in enumerate(runs.items()):
-            _draw(axis, i, label, *curves[key])
+        for label, curves in runs.items():
+            _draw(axis, label, *curves[key])
         axis.set(title=title, ylabel=unit, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         if key == "kld":
@@ -220,12 +228,10 @@ def plot_run_steps(path, families):
     figure, axes = plt.subplots(
         len(families), 3, figsize=(14, 4.4 * len(families)), layout="constrained", squeeze=False
     )
-    number = itertools.count()
     for row, (runs, copy_last, first) in zip(axes, families):
         for label, panels in runs.items():
-            i = next(number)
             for axis, (mean, band) in zip(row, (panels[name] for name in ("psnr", "ssim", "difference"))):
-                _draw(axis, i, label, np.arange(first, first + len(mean)), mean, band)
+                _draw(axis, label, np.arange(first, first + len(mean)), mean, band)
         for axis, metric in zip(row, ("psnr", "ssim")):
             steps = np.arange(first, first + len(copy_last[metric]))
             axis.plot(steps, copy_last[metric], "--", color="#999999", lw=1.3, label="copy last frame")

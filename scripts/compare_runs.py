@@ -81,7 +81,7 @@ class Run:
         self.copy_last = {metric: x[0].numpy() for metric, x in scores["copy_last"].items()}
         self.n_past, self.pictures = model.n_past, pictures
         self.clips = (
-            f"{data.root}/{data.split}: {len(data)} clips, {model.n_past} -> {data.n_frames - model.n_past} frames"
+            f"{data.root}/{data.split}: {len(data)} clip{"s" * (len(data) > 1)}, {model.n_past} -> {data.n_frames - model.n_past} frames"
         )
 
     def mean(self, which, metric):
@@ -146,6 +146,14 @@ def families(groups):
         else:
             family.append(group)
     return found
+
+
+def by_model(groups):
+    """Lists of the groups with the same kind of model, whose settings and curves can be laid beside each other."""
+    found = {}
+    for group in groups:
+        found.setdefault(group.settings["name"], []).append(group)
+    return list(found.values())
 
 
 def differing(groups):
@@ -306,7 +314,7 @@ def image(path, alt, **attributes):
     ) + ">"  # fmt: skip
 
 
-def page(args, groups, kin, clips, out):
+def page(args, groups, kin, curves, clips, out):
     """report.html as text."""
     n_runs = sum(len(group.runs) for group in groups)
     parts = [
@@ -340,22 +348,24 @@ def page(args, groups, kin, clips, out):
                     f" zero. With {len(family) * (len(family) - 1) // 2} pairs one in twenty would do so by chance.",
                 ),
             ]
-    if len(groups) > 1:
-        parts += [element("h2", "Settings that differ"), html_table(*settings_table(groups))]
-    figure = lambda name, alt: element("figure", image(out / name, alt))
-    parts += [element("h2", "Training"), figure("curves.png", "PSNR, MSE, KL, KL weight and teacher forcing by epoch")]
-    parts += [element("h2", "Every step"), figure("per_step.png", "PSNR and SSIM by step")]
+    for kind in by_model(groups):
+        if len(kind) > 1:
+            parts += [element("h2", "Settings that differ"), html_table(*settings_table(kind))]
+    figure = lambda path, alt: element("figure", image(path, alt))
+    parts += [element("h2", "Training")]
+    parts += [figure(path, "PSNR, MSE, KL, KL weight and teacher forcing by epoch") for path in curves]
+    parts += [element("h2", "Every step"), figure(out / "per_step.png", "PSNR and SSIM by step")]
     for path, family in zip(clips, kin):
         first = f"The run with the lowest seed of each setting, its best checkpoint; {html.escape(family[0].runs[0].clips)}."
         parts += [element("h2", "The same clips"), element("p", first + " Green: given or true. Red: predicted.")]
         parts += [element("figure", image(path, "predictions side by side", class_="clips"))]
     varied = differing(groups)
-    common = {k: v for k, v in groups[0].settings.items() if k not in varied}
+    common = {name: value for name, value in groups[0].settings.items() if name not in varied}
     lines = [f"{run.folder}: seed {run.seed}, {len(run.log)} epochs, best {run.mean('best', 'psnr'):.2f} dB, final"
              f" {run.mean('final', 'psnr'):.2f} dB" for group in groups for run in group.runs]  # fmt: skip
     for title, text in (
         ("Every run", "\n".join(lines)),
-        ("Settings that all runs share", "\n".join(f"{k} = {v}" for k, v in common.items())),
+        ("Settings that all runs share", "\n".join(f"{name} = {value}" for name, value in common.items())),
     ):
         parts.append(element("details", element("summary", title) + element("pre", html.escape(text))))
     return (
@@ -396,27 +406,30 @@ def main():
         run.evaluate(args, device, precision)
 
     groups = group_runs(runs)
-    kin, varied = families(groups), differing(groups)
+    kin, kinds = families(groups), by_model(groups)
+    varied = {group.letter: differing(kind) for kind in kinds for group in kind}
+    numbered = lambda name, k: out / (f"{Path(name).stem}-{k + 1}{Path(name).suffix}" if k else name)
     label = lambda group: f"{group.letter} {group.name}" + (f" (n = {len(group.runs)})" if len(group.runs) > 1 else "")
-    curves = {label(group): {key: group.curve(key) for key in visualize.COMPARED} for group in groups}
-    visualize.plot_run_curves(out / "curves.png", curves)
+    curves = [numbered("curves.png", k) for k in range(len(kinds))]
+    for path, kind in zip(curves, kinds):
+        lines = {label(group): {key: group.curve(key) for key in visualize.COMPARED} for group in kind}
+        visualize.plot_run_curves(path, lines)
     steps = [({label(group): step_scores(group, family[0]) for group in family}, *baseline(family)) for family in kin]
     visualize.plot_run_steps(out / "per_step.png", steps)
-    clips = []
-    for i, family in enumerate(kin):
-        clips.append(out / ("clips.gif" if i == 0 else f"clips-{i + 1}.gif"))
+    clips = [numbered("clips.gif", k) for k in range(len(kin))]
+    for path, family in zip(clips, kin):
         rows = []
         for k in np.linspace(0, len(family[0].clips) - 1, min(args.n_show, len(family[0].clips))).round().astype(int):
             predicted = {f"{g.letter} {g.name}": g.clips[k]["sample 1"] for g in family}
-            rows.append({"truth": family[0].clips[k]["truth"], **predicted})
-        visualize.save_gif(clips[-1], rows, family[0].runs[0].n_past, scale=2 if len(family) < 8 else 1)
+            rows.append(visualize.thin({"truth": family[0].clips[k]["truth"], **predicted}))
+        visualize.save_gif(path, rows, family[0].runs[0].n_past, scale=2 if len(family) < 8 else 1)
 
     write_json(
         out / "scores.json",
         [
             {
                 "group": group.letter, "name": group.name, "clips": group.runs[0].clips,
-                "settings": {name: group.settings.get(name) for name in varied},
+                "settings": {name: group.settings.get(name) for name in varied[group.letter]},
                 "runs": [{"folder": str(run.folder), "seed": run.seed, "epochs": len(run.log)}
                          | {w: {m: run.mean(w, m) for m in ("psnr", "ssim")} for w in CHECKPOINTS} for run in group.runs],
             }
@@ -424,14 +437,15 @@ def main():
         ],
     )  # fmt: skip
     with writing(out / "report.html") as temporary:
-        temporary.write_text(page(args, groups, kin, clips, out))
+        temporary.write_text(page(args, groups, kin, curves, clips, out))
     for family in kin:
         print(f"\n{family[0].runs[0].clips}")
         print_table(*score_table(family))
         print(summary(family))
-    if varied:
-        print("\nsettings that differ")
-        print_table(*settings_table(groups))
+    for kind in kinds:
+        if len(kind) > 1:
+            print("\nsettings that differ")
+            print_table(*settings_table(kind))
     print(f"\nwrote {out}/report.html, curves.png, per_step.png, clips.gif, scores.json")
 
 

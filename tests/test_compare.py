@@ -25,6 +25,7 @@ import measure_what_if  # noqa: E402
 
 import metrics  # noqa: E402
 import options  # noqa: E402
+import visualize  # noqa: E402
 import what_if  # noqa: E402
 from dataset import open_split  # noqa: E402
 
@@ -125,6 +126,19 @@ def test_a_difference_and_noise():
     assert compare_runs.verdict(group(25.0), reference) == "+5.00, one seed: cannot be told"
     assert compare_runs.common_name(["lp-seed1", "lp-seed12"]) == "lp"
     assert compare_runs.common_name(["a", "b"]) == "a + b"
+
+
+def test_models_of_different_kinds_have_tables_of_their_own():
+    group = lambda **settings: SimpleNamespace(settings=settings)
+    a, b, c = group(name="svg", lr=1), group(name="pose_cvae", lr=1, F_dim=8), group(name="svg", lr=2)
+    assert compare_runs.by_model([a, b, c]) == [[a, c], [b]]
+    assert compare_runs.differing([a, c]) == ["lr"]
+
+
+def test_a_long_clip_is_thinned():
+    clip = {"truth": np.arange(240), "a": np.arange(240)}
+    assert len(visualize.thin(clip)["a"]) == 60 and (np.diff(visualize.thin(clip)["truth"]) == 4).all()
+    assert len(visualize.thin({"a": np.arange(64)})["a"]) == 64
 
 
 # Recipes.
