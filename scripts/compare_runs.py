@@ -80,9 +80,7 @@ class Run:
             }
         self.copy_last = {metric: x[0].numpy() for metric, x in scores["copy_last"].items()}
         self.n_past, self.pictures = model.n_past, pictures
-        self.clips = (
-            f"{data.root}/{data.split}: {len(data)} clip{'s' * (len(data) > 1)}, {model.n_past} -> {data.n_frames - model.n_past} frames"
-        )
+        self.clips = f"{data.root}/{data.split}: {len(data)} clip{'s' * (len(data) > 1)}, {model.n_past} -> {data.n_frames - model.n_past} frames"
 
     def mean(self, which, metric):
         """The mean score of a checkpoint over clips and steps."""
