@@ -16,14 +16,12 @@ from utils import UserError
 
 
 def join(device):
-    """Meet the other processes that torchrun started, if it did; returns this process's device."""
+    """Meet the other processes that torchrun started, if it did; this one computes on `device`."""
     if "WORLD_SIZE" not in os.environ:
-        return device
+        return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return device
 
 
 def rank():

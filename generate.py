@@ -13,7 +13,7 @@ import options
 import visualize
 import what_if
 from dataset import batches, make_loader, open_for
-from utils import autocast, choose_machine, load_model, run_command, write_json
+from utils import UserError, autocast, choose_machine, load_model, run_command, write_json
 
 
 def get_parser():
@@ -45,18 +45,27 @@ def get_parser():
         default=[],
         help="as --what_if, under these actions: a CSV with a row a step, the first row for the last given frame",
     )
-    parser.add_argument("--log_dir", "--save_root", help="output directory (default: results/RUN-SPLIT)")
+    parser.add_argument(
+        "--log_dir",
+        "--save_root",
+        help="output directory (default: results/RUN-SPLIT, with --data_root and --n_future)",
+    )
     options.add_machine(parser)
     return parser
 
 
 def main():
     args = get_parser().parse_args()
+    if (args.what_if or args.actions) and not args.n_show:
+        raise UserError("--n_show 0: leaves --what_if nothing to picture; give a number of clips")
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
     data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, args.cuts)
     root, cond, n_future = data.root, trained["cond"], data.n_frames - model.n_past
-    out = Path(args.log_dir or f"results/{Path(args.model_path).absolute().parent.name}-{args.split}")
+    words = [Path(args.model_path).absolute().parent.name, args.split]
+    words += [Path(args.data_root).name] if args.data_root else []
+    words += [str(args.n_future)] if args.n_future else []
+    out = Path(args.log_dir or f"results/{'-'.join(words)}")
     out.mkdir(parents=True, exist_ok=True)  # now, rather than when all is computed
     if args.what_if or args.actions:
         return show_what_if(args, model, data, cond, precision, out)
@@ -87,6 +96,8 @@ def main():
     ranking = clip_values["best_of_n"]["psnr"].argsort(descending=True).tolist()
     shown = sorted({round(r) for r in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))})
     every = -(-(model.n_past + n_future) // 32)
+    for old in out.glob("sample_*.*"):  # of another ranking
+        old.unlink()
     for rank in shown:
         k = ranking[rank]
         visualize.save_gif(out / f"sample_{k}.gif", [pictures[k]], model.n_past, scale=3)

@@ -79,9 +79,14 @@ def add_machine(group):
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     group.add_argument("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
     group.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the hardware has it"
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the hardware has it, else fp32 (on a GPU convolutions in TF32, torch's own default)",
     )
-    group.add_argument("--num_workers", type=natural, default=2, help="processes that read clips")
+    group.add_argument(
+        "--num_workers", type=natural, default=2, help="processes that read clips; threads, of a packed data set"
+    )
 
 
 def training_parser(description):
@@ -323,6 +328,8 @@ def svg_options(args):
         raise UserError(
             f"--cond_conv {args.cond_conv}: --cond none leaves nothing to modulate by; choose another --cond"
         )
+    if args.norm == "batch" and args.batch_size < 2:
+        raise UserError("--batch_size 1: BatchNorm needs two clips or more; raise it, or give --norm group")
     return {name: getattr(args, name) for name in SVG_OPTIONS}
 
 
@@ -344,7 +351,8 @@ def parse_training(parser, argv=None):
                 f"--resume {args.resume}: its condition is {run.get('cond')}; resume it with the command that began it"
             )
         for name, value in vars(args).items():
-            if name in run and value is not None and type(run[name]) is not type(value):
+            optional = run.get(name) is None and name in given  # a flag without a default, which the run did without
+            if name in run and value is not None and not optional and type(run[name]) is not type(value):
                 raise UserError(
                     f"{args.resume}/last.pt: {run[name]!r} for --{name}; was it written by another version?"
                 )

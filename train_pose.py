@@ -12,9 +12,11 @@ from utils import UserError, run_command
 
 
 def main():
-    args = options.parse_training(options.pose_parser(__doc__))
+    parser = options.pose_parser(__doc__)
+    args = parser.parse_args()
     if args.test:
         return score(args)
+    args = options.parse_training(parser)
     train_set = PoseDataset(args.data_root, "train", args.train_vi_len, args.cuts, max_stride=args.max_stride)
     val_set = PoseDataset(args.data_root, "val", args.n_eval)
     args.n_future = args.n_eval - 1  # what generate.py predicts unless told otherwise
@@ -28,7 +30,7 @@ def score(args):
         raise UserError("--test: give the checkpoint to score with --ckpt RUN/best.pt")
     flags = dict(model_path=args.ckpt, data_root=args.data_root, split="val", n_samples=1, n_future=args.n_eval - 1)
     flags |= dict(log_dir=args.log_dir, seed=args.seed, device=args.device, precision=args.precision)
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
     return subprocess.call([sys.executable, str(Path(__file__).with_name("generate.py")), *words])
 
 

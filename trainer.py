@@ -4,9 +4,11 @@ A step's random numbers are a function of (seed, epoch, step, rank) and so is it
 weights, the optimiser and its place to go on as if it had not stopped.
 """
 
+import argparse
 import contextlib
 import copy
 import csv
+import hashlib
 import itertools
 import os
 import random
@@ -50,7 +52,7 @@ def fit(make_model, train_set, val_set, args):
             f"--log_dir {run}: holds a training already; go on with --resume {run} or choose another folder"
         )
     device, precision = choose_machine(args)
-    device = distributed.join(device)
+    distributed.join(device)
     rank, n_ranks = distributed.rank(), distributed.size()
     if args.batch_size % n_ranks or len(val_set) < n_ranks:
         raise UserError(
@@ -81,6 +83,7 @@ def fit(make_model, train_set, val_set, args):
             if any(type(checkpoint["state"].get(key)) is not type(value) for key, value in state.items()):
                 raise TypeError("its state is not complete")
             state = checkpoint["state"]
+            warn_of_stretch(argparse.Namespace(**vars(args) | checkpoint["args"]), args, state["epoch"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{run}/last.pt: cannot be resumed ({str(error).splitlines()[0]}); was it written by another version?"
@@ -105,7 +108,7 @@ def fit(make_model, train_set, val_set, args):
     if rank == 0:
         about = {"commands": state["commands"], "args": plain(args), "model": model.config}
         about |= {"parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}
-        about |= {"device": str(device), "processes": n_ranks, "commit": git_commit()}
+        about |= {"device": str(device), "processes": n_ranks, "commit": git_commit(), "code": code_hash()}
         write_json(run / "args.json", about)
         print(
             f"{run}: {about['parameters'] / 1e6:.2f} M parameters, {len(train_set)} + {len(val_set)} clips,"
@@ -190,6 +193,8 @@ def fit(make_model, train_set, val_set, args):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(args, epoch, state["step"], sampler.n_batches)
                 state["step"] += 1
+                if args.compile:
+                    torch.compiler.cudagraph_mark_step_begin()
                 with autocast(device, precision):
                     loss, losses = objective(frames, cond, teacher_forcing, weight)
                 optimizer.zero_grad(set_to_none=True)
@@ -225,7 +230,8 @@ def fit(make_model, train_set, val_set, args):
             )  # fmt: skip
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
                 distributed.synchronise_buffers(judged)
-                with autocast(device, precision):
+                # Not compiled: a rollout keeps results of calls whose memory CUDA graphs would use again.
+                with autocast(device, precision), torch.compiler.set_stance("force_eager"):
                     scores, pictures = metrics.evaluate(judged, load(val_loader), seed=args.seed, clips=val_keys)
                 parts, shown_clips = zip(*distributed.gather((scores, pictures[:N_SHOWN])))
                 of_all = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
@@ -337,6 +343,19 @@ def refuse_changes(run, old, new):
             )
 
 
+def warn_of_stretch(old, new, epoch):
+    """Say what another --niter does to the schedules that span the run."""
+    if old.niter == new.niter or distributed.rank() > 0:
+        return
+    describe = "teacher forcing {:.2f}, KL weight {:.2f}, learning rate {:.2g}".format
+    now, before = (
+        describe(teacher_forcing_ratio(args, t), kl_weight(args, t, 0, 1), learning_rate(args, t, 0, 1))
+        for args, t in ((new, epoch), (old, min(epoch, old.niter - 1)))
+    )
+    stretch = f"--niter {old.niter} -> {new.niter} stretches the schedules that end with the run"
+    print(f"{stretch}: epoch {epoch + 1} has {now}; without it {before}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def deferred_signals():
     """Yield a list that the first SIGINT, SIGTERM or SIGUSR1 enters, for the loop to stop at a step's end; a second ends at once."""
@@ -420,3 +439,10 @@ def git_commit():
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     except OSError:  # no git
         return None
+
+
+def code_hash():
+    """A name for the code that a training depends on: a run of edited code must not pass for a second seed of the old one."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("models/*.py")), here / "dataset.py", here / "schedules.py", here / "trainer.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]

@@ -30,7 +30,9 @@ def run_command(main):
         status = main()
         sys.stdout.flush()
         sys.exit(status)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            error = "the GPU's memory is full; lower --batch_size, or train with a lower --width"
         try:
             sys.stdout.flush()
         except OSError:  # a log on a full disk, a closed pipe: Python would try once more at its end
@@ -54,9 +56,11 @@ def seed_everything(seed):
 
 
 def choose_device(name, flag="--device"):
-    """A torch.device from --device: `auto` is CUDA where there is one, else the CPU."""
+    """A torch.device from --device: `auto` is the GPU where there is one (this process's under torchrun), else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":  # under torchrun each process has a GPU of its own
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

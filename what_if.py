@@ -25,6 +25,8 @@ def read_conditions(data, cond):
 
 def directions(actions, n_steps):
     """{label: actions (n_steps, A)}: the same action at every step, as fast as the 75th percentile of the clips' (N, T, A)."""
+    if actions.shape[2] < 2:
+        raise UserError("--what_if: the data's actions have one number, and directions take two; give --actions FILE")
     speed = actions[..., :2].abs().flatten(0, 1).quantile(0.75, 0)
     held = {label: torch.zeros(n_steps, actions.shape[2]) for label in DIRECTIONS}
     for label, direction in DIRECTIONS.items():

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from skimage.metrics import structural_similarity
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -41,14 +40,19 @@ import trainer  # noqa: E402
 import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG, PoseCVAE  # noqa: E402
-from utils import autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
+from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
 def matmul_rate(device, dtype, n=4096):
-    """The machine's matrix-product rate in TFLOP/s: the best of a few (n, n) products."""
+    """The machine's matrix-product rate in TFLOP/s: the best of a few (n, n) products.
+
+    Of float32 on a GPU in TF32, which is how torch convolves there by default.
+    """
     n = n if device.type == "cuda" else n // 2
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     seconds = min(timed(lambda: a @ b, device)[0] for _ in range(10))
+    torch.backends.cuda.matmul.allow_tf32 = before
     return 2 * n**3 / seconds / 1e12
 
 
@@ -69,8 +73,9 @@ def interleaved(variants, device, repeats, keep=()):
     Those in `keep` run with freed memory kept, once more beforehand, since the others must not find it.
     """
     seconds = {name: [] for name in variants}
-    for function in variants.values():
-        function()  # warm-up
+    for function in variants.values():  # warm-up; CUDA graphs are recorded in the second call
+        for _ in range(1 if device.type == "cpu" else 3):
+            function()
     for _ in range(repeats):
         for name, function in variants.items():
             with kept_memory(name in keep):
@@ -154,6 +159,8 @@ def make_step(on, prior, batch, width, teacher_forcing, device, frames=12, **opt
     loss_of = model.loss if "folded" in on else lambda *args: reference.loss(model, *args)
 
     def step():
+        if "reduce-overhead" in on:
+            torch.compiler.cudagraph_mark_step_begin()
         with plain_upsampling("upsampling" not in on), torch.autocast(device.type, torch.bfloat16, "bf16" in on):
             losses = loss_of(x, cond, teacher_forcing)
         loss = losses["mse"] + 1e-4 * losses["kld"]
@@ -178,10 +185,12 @@ def train(args):
     """Time a training step against the step-by-step reference, one optimisation after another."""
     device = choose_device(args.device)
     torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 64  # the LSTMs share their code, and two modes are compiled side by side
     rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     rows, profiles, variants = [], [], stages(device, args.compile or device.type == "cuda")
     keep = [name for name, on in variants.items() if "memory" in on]
     for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
+        torch._dynamo.reset()
         setting = (prior, batch, args.width, teacher_forcing, device)
         steps = {name: make_step(on, *setting) for name, on in variants.items()}
         seconds = interleaved(steps, device, args.repeats, keep)
@@ -289,6 +298,10 @@ def pose(args):
 
 def reference_best_of_n(model, frames, cond, n_samples):
     """The classic evaluation: a loop over samples, scikit-image's SSIM and NumPy's PSNR a frame."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        raise UserError("predict: the reference needs scikit-image; pip install -r requirements-dev.txt") from None
     past, truth = frames[:, :2], frames[:, 2:].cpu().numpy()
     for _ in range(n_samples):
         eps = torch.randn(frames.shape[1] - 1, len(frames), model.z_dim, device=frames.device)
@@ -344,8 +357,9 @@ def peak_memory(device, make, *args):
     """Peak memory in GiB of make(*args)(): of the device, or of a fresh process beyond what its imports take."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         make(*args)()
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_memory_of, (make, *args))
 
@@ -361,7 +375,7 @@ def _memory_of(make, *args):
 
 def report(args, name, note, rows, more=()):
     """Print the rows as a Markdown table and write them beside as NAME.md and NAME.json."""
-    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name()
+    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") and name != "data" else cpu_name()
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     show = lambda v: v if isinstance(v, str) else f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}"
     lines = [
@@ -391,7 +405,7 @@ def cpu_name():
     return " ".join([name, *(flag for flag in ("avx512_bf16", "amx_bf16") if flag in text)])
 
 
-class SeedClips(Dataset):
+class ClassicClips(Dataset):
     """The classic way: a PNG a frame to a float tensor, and two CSV files a clip."""
 
     def __init__(self, clips, n_frames):
@@ -431,7 +445,7 @@ def clips_per_second(make_loader, batch_size, seconds):
 
 
 def data(args):
-    """Clips a second of each way to load clips, from the page cache to batches on the host (float32 the seeds' way, else uint8)."""
+    """Clips a second of each way to load clips, from the page cache to batches on the host (float32 the classic way, else uint8)."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folders, packed = Path(temporary, "folders"), Path(temporary, "packed")
@@ -441,8 +455,8 @@ def data(args):
         pack(folders, "train", packed, 0)
         batches = ClipSampler(len(clips), args.batch_size, 1000).keys(0) * 1000  # more than any way gets through
 
-        def seeds(num_workers):
-            data = SeedClips(ClipDataset(folders, "train", args.n_frames).clips, args.n_frames)
+        def classic(num_workers):
+            data = ClassicClips(ClipDataset(folders, "train", args.n_frames).clips, args.n_frames)
             return DataLoader(data, batch_sampler=batches, num_workers=num_workers)
 
         def ours(num_workers, root, **kwargs):
@@ -450,7 +464,7 @@ def data(args):
             return make_loader(data, num_workers, torch.device("cpu"), batch_sampler=batches)
 
         ways = {
-            "seeds' way, 12 PNGs and 2 CSVs".replace("12", str(args.n_frames)): seeds,
+            f"the classic way, {args.n_frames} PNGs and 2 CSVs": classic,
             "folder layout": partial(ours, root=folders),
             "packed": partial(ours, root=packed),
             "packed, in memory": partial(ours, root=packed, data_device="cpu"),

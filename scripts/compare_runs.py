@@ -63,6 +63,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{folder}: args.json or log.csv is damaged; leave this run out") from None
         self.settings = {k: v for k, v in (self.args | model).items() if k not in INDIFFERENT}
+        self.settings["code"] = described.get("code")
         self.finished = all((self.folder / name).exists() for name in CHECKPOINTS.values())
 
     def evaluate(self, args, device, precision):
@@ -129,9 +130,10 @@ def group_runs(runs):
 
 
 def same_clips(a, b):
-    """Whether two groups were scored on the same clips."""
+    """Whether two groups were scored on the same frames of the same clips."""
     truths = zip(*([picture["truth"] for picture in group.clips] for group in (a, b)))
-    return len(a.clips) == len(b.clips) and all(np.array_equal(x, y) for x, y in truths)
+    same = len(a.clips) == len(b.clips) and a.runs[0].n_past == b.runs[0].n_past
+    return same and all(np.array_equal(x, y) for x, y in truths)
 
 
 def families(groups):

@@ -19,6 +19,8 @@ import torch
 from conftest import ROOT, TINY, run
 from PIL import Image
 
+import utils
+
 TRAIN = ("train_fixed_prior.py", "train_learned_prior.py")
 ALL = (*TRAIN, "generate.py")
 
@@ -94,11 +96,13 @@ FLAGS = {
     "--seed -1": "--seed",
     "--unknown 1": "--unknown",
     "--log_dir FILE/run": "FILE/run",
+    "--what_if --n_show 0": "--n_show 0",
 }
 TRAIN_FLAGS = {
     "--n_past 0": "--n_past",
     "--n_eval 2": "--n_eval",
     "--n_eval 9": "9 wanted",
+    "--batch_size 1": "--norm group",
     "--lr nan": "--lr",
     "--lr inf": "--lr",
     "--lr -1": "--lr",
@@ -238,6 +242,16 @@ def test_as_a_user_runs_it(trained, tiny_data, tmp_path, refused, command, worke
     refused(["no such folder"], command, *flags, "--data_root", tmp_path / "nowhere", runner=shell)
     if command in TRAIN:
         assert json.loads((tmp_path / "out/args.json").read_text())["args"]["niter"] == 1
+
+
+def test_a_full_gpu(capsys):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore words")
+
+    with pytest.raises(SystemExit) as end:
+        utils.run_command(main)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "--batch_size" in error and error.count("\n") == 1
 
 
 def test_fuzz():

@@ -9,6 +9,8 @@ import torch
 from conftest import REAL, TINY, run
 from PIL import Image
 
+import generate
+
 COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
 
 
@@ -54,6 +56,8 @@ def test_one_seed_one_result(trained, tiny_data, tmp_path):
 def test_generate(trained, tiny_data, tmp_path, prior, n_samples):
     model, out = trained[prior] / "best.pt", tmp_path / "out"
     flags = ["--n_samples", n_samples, "--n_show", 2, "--batch_size", 2, "--precision", "fp32", "--num_workers", 0]
+    out.mkdir()
+    (out / "sample_99.png").write_bytes(b"of an earlier ranking")
     result = run("generate.py", "--model_path", model, "--log_dir", out, *flags)
     assert result.returncode == 0, result.stderr
     found = json.load(open(out / "metrics.json"))
@@ -159,3 +163,14 @@ def test_real_robot_video(tmp_path):
     result = run(*generate, "--log_dir", tmp_path / "bair", "--data_root", REAL / "bair_one")
     assert result.returncode == 2 and not (tmp_path / "bair").exists()
     assert "4 numbers a frame" in result.stderr and "7" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_where_results_go(trained, tiny_data, tmp_path, monkeypatch):
+    """By default other data and longer futures do not write over the results of the plain command."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model_path", str(trained["fixed"] / "best.pt"), "--n_samples", "1", "--n_show", "0", "--n_clips", "2"]
+    for more in ([], ["--n_future", "2"], ["--n_future", "2", "--data_root", str(tiny_data)]):
+        monkeypatch.setattr("sys.argv", ["generate.py", *flags, "--num_workers", "0", *more])
+        generate.main()
+    names = {"fixed-test", "fixed-test-2", f"fixed-test-{tiny_data.name}-2"}
+    assert {path.name for path in (tmp_path / "results").iterdir()} == names

@@ -28,6 +28,7 @@ import options  # noqa: E402
 import visualize  # noqa: E402
 import what_if  # noqa: E402
 from dataset import open_split  # noqa: E402
+from utils import UserError  # noqa: E402
 
 RECIPES = sorted((ROOT / "scripts/recipes").glob("0*.sh"))
 
@@ -240,6 +241,8 @@ def test_directions_have_the_speed_of_the_data():
     assert found["none"].shape == (5, 4) and not found["none"].any()
     assert (found["right +x"] == torch.tensor([38.0, 0, 0, 0])).all() and (found["left -x"] == -found["right +x"]).all()
     torch.testing.assert_close(found["away +y"][0], torch.tensor([0, 0.75, 0, 0]))
+    with pytest.raises(UserError, match="--actions"):
+        what_if.directions(actions[..., :1], 5)
 
 
 def test_the_measured_motion_of_true_clips():
@@ -291,6 +294,20 @@ def test_generate_what_if(trained, tiny_data, tmp_path):
         np.savetxt(plan, rows, delimiter=",")
         result = run("generate.py", *flags, "--actions", plan)
         assert result.returncode == 2 and part in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_what_keeps_runs_apart(trained, tmp_path):
+    """Edited code is no second seed; 1 -> 5 and 2 -> 4 frames of the same clips are other tasks."""
+    runs = [
+        compare_runs.Run(trained["fixed"]),
+        compare_runs.Run(change(trained["fixed"], tmp_path / "a", lambda a: None)),
+    ]
+    assert len(compare_runs.group_runs(runs)) == 1
+    runs[1].settings["code"] = "edited"
+    assert len(compare_runs.group_runs(runs)) == 2
+    picture = {"truth": np.zeros((6, 64, 64, 3), np.uint8)}
+    one, same, other = (SimpleNamespace(clips=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
+    assert compare_runs.same_clips(one, same) and not compare_runs.same_clips(one, other)
 
 
 @pytest.mark.parametrize("kind", ["action+position", "action", "position"])

@@ -1,6 +1,7 @@
 """A run is never lost: interrupted anywhere and resumed, it ends as one that was not."""
 
 import csv
+import json
 import os
 import resource
 import shutil
@@ -132,8 +133,10 @@ def test_killed_and_resumed():
 def test_niter_may_grow(one_epoch, undisturbed, tmp_path):
     shutil.copytree(one_epoch, tmp_path / "run")
     (tmp_path / "run/.last.pt.1.tmp.pt").write_bytes(b"half")
-    result = run(COMMAND, "--resume", tmp_path / "run", "--niter", 2)
+    result = run(COMMAND, "--resume", tmp_path / "run", "--niter", 2, "--tfr_start_decay_epoch", 0, "--n_eval", 3)
     assert result.returncode == 0, result.stderr
+    assert "--niter 1 -> 2" in result.stderr, "its schedules are others"
+    assert json.loads((tmp_path / "run/args.json").read_text())["args"]["n_eval"] == 3, "a flag the run did without"
     rows = list(csv.DictReader(open(tmp_path / "run/log.csv")))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert rows[:1] == list(csv.DictReader(open(one_epoch / "log.csv")))

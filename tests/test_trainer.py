@@ -1,11 +1,18 @@
-"""trainer.update: clipping, and a gradient that is not finite; trainer.follow and the learning rate."""
+"""The training loop in parts: updates, moving average, learning rate, --compile, devices, the code's hash."""
 
 import argparse
+import csv
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
+import options
 import trainer
+import utils
+from dataset import open_splits
+from models import SVG
 
 DEVICE = torch.device("cpu")
 
@@ -71,3 +78,47 @@ def test_learning_rate_of_a_step():
     assert trainer.learning_rate(args, 0, 0, 5) == pytest.approx(0.1)
     assert trainer.learning_rate(args, 1, 0, 5) == pytest.approx(0.1 * 0.853553)
     assert trainer.learning_rate(args, 2, 0, 5) == pytest.approx(0.05 * 0.5)
+
+
+def test_code_hash_is_that_of_the_code(monkeypatch):
+    before = trainer.code_hash()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "svg.py"))
+    assert trainer.code_hash() != before
+
+
+def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
+    """--compile compiles what training meets (below torch's limit) and nothing of validation, and the loss stays the same."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(torch.is_grad_enabled())
+        return graph.forward
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compile_(self, backend=backend, dynamic=False))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    losses = []
+    for more in ([], ["--compile"]):
+        flags = (
+            f"--data_root {tiny_data} --log_dir {tmp_path}/{len(more)} --n_future 5 --niter 2 --epoch_size 2".split()
+        )
+        flags += [*TINY, "--tfr_start_decay_epoch", "0", "--tfr_end_decay_epoch", "1", *more]
+        args = options.parse_training(options.training_parser("test"), flags)
+        train_set, val_set = open_splits(args)
+        model = lambda: SVG(train_set.cond_dim, "learned", **options.svg_options(args))
+        assert trainer.fit(model, train_set, val_set, args) == 0
+        losses.append([float(row["loss"]) for row in csv.DictReader(open(f"{args.log_dir}/log.csv"))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(compiled) > 8 and all(compiled)
+
+
+def test_under_torchrun_each_process_has_its_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(str(device)))
+    for rank in (None, "3"):
+        monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
+        for name in ("auto", "cuda", "cuda:1", "cpu"):
+            utils.choose_device(name)
+    assert asked == ["cuda:0", "cuda:0", "cuda:1", "cpu", "cuda:3", "cuda:3", "cuda:1", "cpu"]
