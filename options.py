@@ -318,7 +318,10 @@ def add_validation(parser):
         help="steps (200) or minutes (10m) between checkpoints within an epoch; 0: each epoch only",
     )
     validation.add_argument(
-        "--max_bad_clips", type=natural, default=0, help="unreadable clips to skip with a warning before stopping (of each process)"
+        "--max_bad_clips",
+        type=natural,
+        default=0,
+        help="unreadable clips to skip with a warning before stopping (of each process)",
     )
 
 

@@ -298,13 +298,11 @@ def test_generate_what_if(trained, tiny_data, tmp_path):
 
 def test_what_keeps_runs_apart(trained, tmp_path):
     """Edited code is no second seed; 1 -> 5 and 2 -> 4 frames of the same clips are other tasks."""
-    runs = [
-        compare_runs.Run(trained["fixed"]),
-        compare_runs.Run(change(trained["fixed"], tmp_path / "a", lambda a: None)),
-    ]
-    assert len(compare_runs.group_runs(runs)) == 1
-    runs[1].settings["code"] = "edited"
-    assert len(compare_runs.group_runs(runs)) == 2
+    copy = change(trained["fixed"], tmp_path / "copy", lambda args: None)
+    settings = [compare_runs.Run(folder).settings for folder in (trained["fixed"], copy)]
+    described = json.loads((copy / "args.json").read_text())
+    (copy / "args.json").write_text(json.dumps(described | {"code": "edited"}))
+    assert settings[0] == settings[1] != compare_runs.Run(copy).settings
     picture = {"truth": np.zeros((6, 64, 64, 3), np.uint8)}
     one, same, other = (SimpleNamespace(clips=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
     assert compare_runs.same_clips(one, same) and not compare_runs.same_clips(one, other)
