@@ -89,27 +89,30 @@ def noise_generators(seed, clips):
 
 
 def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_shown=2):
-    """One batch of `evaluate`: all samples of its clips run together as far as memory allows."""
+    """One batch of `evaluate`: as many futures at a time as memory allows, of few clips rather than all, as each time theirs are encoded."""
     past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
     n_future = truth.shape[1]
     posterior = model.reconstruct(frames, cond, generators())
 
-    chunk = max(1, ROWS_AT_ONCE.get(frames.device.type, 64) // len(frames) // max(1, n_future // 32))
-    running, samples = generators(), []
+    rows = max(1, ROWS_AT_ONCE.get(frames.device.type, 64) // max(1, n_future // 32))
+    running = generators()
     # Filled in place: small results kept between large temporary ones would break up the memory.
     scores = {metric: truth.new_empty(n_samples, *truth.shape[:2]) for metric in ("psnr", "ssim")}
+    samples = posterior.new_empty(min(n_samples, most_shown), *posterior.shape[1:])
     best, best_psnr = posterior[0].clone(), posterior.new_full((len(frames),), -1.0)
-    for first in range(0, n_samples, chunk):
-        n = min(chunk, n_samples - first)
-        for k, sample in enumerate(model.predict(past, cond, n_future, n, running), first):
-            for metric, values in score(sample, truth).items():
-                scores[metric][k] = values
-            psnr_of_clip = scores["psnr"][k].mean(1)
-            better = psnr_of_clip > best_psnr
-            torch.where(better[:, None, None, None, None], sample, best, out=best)
-            torch.where(better, psnr_of_clip, best_psnr, out=best_psnr)
-            samples += [sample] * (len(samples) < most_shown)
-        progress(n * len(frames))
+    for clips in even_slices(len(frames), max(1, rows // n_samples)):
+        for some in even_slices(n_samples, max(1, rows // (clips.stop - clips.start))):
+            futures = model.predict(past[clips], cond[clips], n_future, some.stop - some.start, running[clips])
+            for k, sample in enumerate(futures, some.start):
+                for metric, values in score(sample, truth[clips]).items():
+                    scores[metric][k, clips] = values
+                psnr_of_clip = scores["psnr"][k, clips].mean(1)
+                better = psnr_of_clip > best_psnr[clips]
+                torch.where(better[:, None, None, None, None], sample, best[clips], out=best[clips])
+                torch.where(better, psnr_of_clip, best_psnr[clips], out=best_psnr[clips])
+                if k < len(samples):
+                    samples[k, clips] = sample
+            progress(futures.shape[0] * futures.shape[1])
 
     videos = {"truth": truth, "posterior": posterior[0], "best": best}
     videos |= {f"sample {j + 1}": sample for j, sample in enumerate(samples)}
@@ -121,6 +124,12 @@ def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_sh
     pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
     rows = {"posterior": score(posterior, truth), "copy_last": score(copy_last(past, n_future), truth)}
     return {"sample": scores, **rows}, pictures
+
+
+def even_slices(n, most):
+    """0 .. n - 1 in slices of nearly one length, `most` or less."""
+    k = -(-n // most)
+    return [slice(n * i // k, n * (i + 1) // k) for i in range(k)]
 
 
 def to_uint8(frames):

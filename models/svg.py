@@ -281,7 +281,8 @@ class SVG(nn.Module):
         noise = draw_noise(n_samples, batch, n_past + n_future - 1, sum(sizes), generator, past).flatten(1, 2)
         noise = [eps.unflatten(-1, shape) for eps, shape in zip(noise.split(sizes, -1), self.latent_shapes)]
         h, skips = self.encode(past.transpose(0, 1), c[:n_past])
-        terms = self.skip_terms(skips)
+        pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
+        terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], pasted)
         truth = h[1:], [s[1:] for s in skips]
         if target is not None:
             truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
