@@ -17,6 +17,7 @@ from utils import UserError, autocast, choose_machine, load_model, run_command  
 
 TIP = 70  # a pixel of a true frame belongs to the finger tips where it is more magenta than this
 FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become this much more magenta than it was
+SEEN = 0.25  # the tips are seen elsewhere in a frame with at least this share of their magenta in the last given one
 MOVED = 1.0  # pixels
 ROOM = 0.05  # metres to where the data's positions end
 
@@ -35,14 +36,19 @@ def centroid(weight):
 
 
 def tip_motion(videos, n_past):
-    """How far the finger tips have moved from the last given frame to the last one: (N, T, H, W, 3) uint8 -> (N, 2).
+    """How far the finger tips move from the last given frame until they are last seen: (N, T, H, W, 3) uint8 -> (N, 2).
 
-    In pixels, x to the right and y up; NaN where no tip is seen any more. Where the tips were, a blurred prediction often
-    leaves a ghost of them, so only what has become more magenta counts.
+    In pixels, x to the right and y up; 0 where they are never seen elsewhere. Where the tips were, a blurred prediction
+    often leaves a ghost of them, so only what has become more magenta counts; an arm may also leave the picture.
     """
-    given, last = magenta(videos[:, n_past - 1]), magenta(videos[:, -1])
-    motion = centroid(np.clip(last - given - FAINT, 0, None)) - centroid(np.clip(given - TIP, 0, None))
-    return motion * [1, -1]
+    magentas = magenta(videos).clip(0)
+    given, later = magentas[:, n_past - 1], magentas[:, n_past:]
+    tips = np.clip(given - TIP, 0, None)
+    moved = np.clip(later - given[:, None] - FAINT, 0, None)
+    seen = moved.sum((-2, -1)) >= SEEN * tips.sum((-2, -1))[:, None]
+    last = np.where(seen.any(1), seen.shape[1] - 1 - seen[:, ::-1].argmax(1), 0)
+    motion = centroid(moved[np.arange(len(last)), last]) - centroid(tips)
+    return np.where(seen.any(1)[:, None], motion, 0) * [1, -1]
 
 
 def get_parser():
@@ -97,13 +103,13 @@ def main():
             follows.append(along > MOVED)
             free.append(follows[-1][room])
             print(
-                f"{label:12}{follows[-1].mean():9.0%}{np.nanmedian(along):8.1f} px{free[-1].mean():12.0%}{room.sum():7}"
+                f"{label:12}{follows[-1].mean():9.0%}{np.median(along):8.1f} px{free[-1].mean():12.0%}{room.sum():7}"
                 f"{np.mean(still > MOVED):12.0%}"
             )
     free = np.concatenate(free)
     print(f"{'all':12}{np.mean(follows):9.0%}{'':11}{free.mean():12.0%}{len(free):7}")
     print(
-        f"\nfollows: the tips move by more than {MOVED:g} pixel that way; with room: clips that start more than"
+        f"\nfollows: until they are last seen the tips move by more than {MOVED:g} pixel that way; with room: clips that start more than"
         f" {100 * ROOM:g} cm from where the positions of all clips end; no action: the same direction under none"
     )
 

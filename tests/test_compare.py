@@ -257,6 +257,16 @@ def test_the_measured_motion_of_true_clips():
         assert np.corrcoef(motion[far, axis], moved[far, axis])[0, 1] > 0.9
 
 
+def test_an_arm_that_leaves_the_picture():
+    """It counts as far as it is seen, and an object that is gone does not count as tips; an arm that stays has not moved."""
+    videos = np.full((2, 5, 64, 64, 3), 128, np.uint8)
+    videos[:, :3, 40:48, 50:58] = 20, 220, 20
+    for t, x in enumerate((20, 20, 14)):
+        videos[0, t, 30:34, x : x + 4] = 230, 20, 230
+    videos[1, :, 30:34, 20:24] = 230, 20, 230
+    assert measure_what_if.tip_motion(videos, 2) == pytest.approx(np.array([[-6, 0], [0, 0]]))
+
+
 def test_how_far_pushed_objects_go():
     """A square that moves 10 pixels: predicted to move 4, it goes 40 % of the way. One that stays, or is red, does not count."""
 
