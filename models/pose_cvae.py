@@ -145,8 +145,8 @@ class PoseCVAE(nn.Module):
         errors in it do not add up over a long prediction.
         """
         h, w = p.shape[-2:]
-        y, x = (torch.linspace(-1, 1, n, dtype=p.dtype, device=p.device) for n in (h, w))
-        place = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(p.shape[0] * p.shape[1], -1, -1, -1)
+        y, x = (torch.linspace(-1, 1, n, device=p.device) for n in (h, w))
+        place = torch.stack(torch.meshgrid(y, x, indexing="ij")).to(p).expand(p.shape[0] * p.shape[1], -1, -1, -1)
         return self.label_transformation(torch.cat([1 - p.flatten(0, 1), place], 1))
 
     def step(self, encoded, condition):
