@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from make_pushing import HUES  # noqa: E402
-from measure_what_if import centroid  # noqa: E402
+from measure_what_if import centroid, get_parser  # noqa: E402
 
 import metrics  # noqa: E402
-import options  # noqa: E402
-from dataset import open_for, to_float  # noqa: E402
+from dataset import batches, make_loader, open_for  # noqa: E402
 from utils import UserError, autocast, choose_machine, load_model, run_command  # noqa: E402
 
 NEAR, SATURATED = 0.033, 0.45  # a pixel shows an object of a hue where its own is so near and its saturation above this
@@ -54,40 +52,29 @@ def follow(truth, predicted, given):
     return share[pushed], overlap[pushed]
 
 
-def get_parser():
-    parser = options.Parser(__doc__.splitlines()[0])
-    parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
-    parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
-    parser.add_argument("--split", default="test", help="train, validate or test")
-    parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of it; 0: all")
-    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
-    options.add_machine(parser)
-    return parser
-
-
 def main():
-    args = get_parser().parse_args()
+    args = get_parser(__doc__.splitlines()[0]).parse_args()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
-    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips)
-    n_past, n_future = model.n_past, data.n_frames - model.n_past
-    rows = {"one sample": [], "copy last frame": []}
-    for clips in torch.arange(len(data)).split(32):
-        frames, cond = (torch.stack(x) for x in zip(*(data[k] for k in clips.tolist())))
+    rows, n_clips = {"one sample": [], "copy last frame": []}, 0
+    for split in args.split:
+        data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
         with autocast(device, precision):
-            past = to_float(frames[:, :n_past].to(device))
-            generators = metrics.noise_generators(0, clips.tolist())
-            futures = metrics.to_uint8(model.predict(past, cond.to(device), n_future, 1, generators)[0])
-        given, truth = frames[:, n_past - 1].numpy(), frames[:, -1].numpy()
-        for row, last in zip(rows, (futures[:, -1], given)):
-            rows[row].append(follow(truth, last, given))
+            clips = batches(make_loader(data, args.num_workers, device, batch_size=32), device)
+            _, pictures = metrics.evaluate(model, clips)
+        truth, predicted = (np.stack([picture[label] for picture in pictures]) for label in ("truth", "sample 1"))
+        given = truth[:, model.n_past - 1]
+        for row, last in zip(rows, (predicted[:, -1], given)):
+            rows[row].append(follow(truth[:, -1], last, given))
+        n_clips += len(data)
     rows = {row: [np.concatenate(x) for x in zip(*found)] for row, found in rows.items()}
     n = len(rows["one sample"][0])
     if not n:
         raise UserError(f"--data_root {data.root}: no coloured object is seen to be pushed; simulated clips are wanted")
 
     print(
-        f"\n{n} pushed objects in {len(data)} clips of {data.root} ({args.split}), {n_future} frames, {args.model_path}\n"
+        f"\n{n} pushed objects in {n_clips} clips of {data.root} ({' + '.join(args.split)}),"
+        f" {data.n_frames - model.n_past} frames, {args.model_path}\n"
     )
     print(f"{'':18}{'go half the way':>16}{'median way':>12}{'overlap':>10}")
     for row, (share, overlap) in rows.items():

@@ -51,8 +51,9 @@ def tip_motion(videos, n_past):
     return np.where(seen.any(1)[:, None], motion, 0) * [1, -1]
 
 
-def get_parser():
-    parser = options.Parser(__doc__.splitlines()[0])
+def get_parser(description):
+    """A parser of the model and of the clips to measure it on, with one --split or several."""
+    parser = options.Parser(description)
     parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
     parser.add_argument("--split", nargs="+", default=["test"], help="train, validate, test")
@@ -63,7 +64,7 @@ def get_parser():
 
 
 def main():
-    args = get_parser().parse_args()
+    args = get_parser(__doc__.splitlines()[0]).parse_args()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
     motion, true_moves, positions = {}, [], []
