@@ -96,7 +96,7 @@ def main():
     ranking = clip_values["best_of_n"]["psnr"].argsort(descending=True).tolist()
     shown = sorted({round(r) for r in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))})
     every = -(-(model.n_past + n_future) // 32)
-    for old in out.glob("sample_*.*"):  # of another ranking
+    for old in (*out.glob("sample_[0-9]*.gif"), *out.glob("sample_[0-9]*.png")):  # of another ranking
         old.unlink()
     for rank in shown:
         k = ranking[rank]

@@ -59,10 +59,9 @@ def choose_device(name, flag="--device"):
     """A torch.device from --device: `auto` is the GPU where there is one (this process's under torchrun), else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":  # under torchrun each process has a GPU of its own
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under torchrun each process has a GPU of its own
     try:
-        device = torch.device(name)
+        device = torch.device(own if name == "cuda" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError):
         raise UserError(f"{flag} {name}: no such device here; use {flag} auto or {flag} cpu") from None

@@ -244,6 +244,12 @@ def test_as_a_user_runs_it(trained, tiny_data, tmp_path, refused, command, worke
         assert json.loads((tmp_path / "out/args.json").read_text())["args"]["niter"] == 1
 
 
+def test_a_missing_gpu_is_named_as_it_was_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *_, device: (_ for _ in ()).throw(RuntimeError(f"no {device}")))
+    with pytest.raises(utils.UserError, match="--device cuda: no such device"):
+        utils.choose_device("cuda")
+
+
 def test_a_full_gpu(capsys):
     def main():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore words")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_generate(trained, tiny_data, tmp_path, prior, n_samples):
     flags = ["--n_samples", n_samples, "--n_show", 2, "--batch_size", 2, "--precision", "fp32", "--num_workers", 0]
     out.mkdir()
     (out / "sample_99.png").write_bytes(b"of an earlier ranking")
+    (out / "sample_of_mine.txt").write_text("mine")
     result = run("generate.py", "--model_path", model, "--log_dir", out, *flags)
     assert result.returncode == 0, result.stderr
     found = json.load(open(out / "metrics.json"))
@@ -69,7 +71,8 @@ def test_generate(trained, tiny_data, tmp_path, prior, n_samples):
         assert sample["mean"] == pytest.approx(np.mean([clip["sample"][metric] for clip in found["per_clip"]]))
         assert sample["mean"] == pytest.approx(np.mean(found["per_step"]["sample"][metric]["mean"]))
         assert f"{sample['mean']:.{2 if metric == 'psnr' else 4}f} ±" in result.stdout
-    pictures = sorted(p.name for p in out.iterdir() if p.name.startswith("sample_"))
+    assert (out / "sample_of_mine.txt").read_text() == "mine"
+    pictures = sorted(p.name for p in out.iterdir() if re.fullmatch(r"sample_\d+\.(gif|png)", p.name))
     assert len(pictures) == 4 and (out / "psnr_per_step.png").exists()
     assert Image.open(out / pictures[0]).n_frames == Image.open(out / "samples.gif").n_frames == 6
 

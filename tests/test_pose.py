@@ -17,6 +17,7 @@ from PIL import Image
 from test_bad_input import call, fingerprint
 
 import options
+import train_pose
 from dataset import ClipSampler, PoseDataset, batches, make_loader, open_split
 from metrics import evaluate
 from models import PoseCVAE, build, pose_cvae
@@ -338,6 +339,15 @@ def test_test_is_generate_on_the_validation_set(trained, dancer, tmp_path):
     assert found["protocol"]["split"] == "val" and found["sample"]["psnr"]["mean"] == pytest.approx(psnr, abs=1e-3)
     result = run("train_pose.py", "--DR", dancer, "--test", "--save_root", tmp_path)
     assert result.returncode == 2 and "--ckpt" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_test_writes_where_generate_does(monkeypatch):
+    """Without --log_dir scores do not go to a folder named like a training run."""
+    commands = []
+    monkeypatch.setattr("train_pose.subprocess.call", lambda command: commands.append(command) or 0)
+    monkeypatch.setattr("sys.argv", ["train_pose.py", "--test", "--ckpt", "best.pt"])
+    assert train_pose.main() == 0 and "--model_path" in commands[0]
+    assert "--log_dir" not in commands[0] and "None" not in commands[0]
 
 
 def test_stopped_and_resumed_ends_alike(dancer, tmp_path):

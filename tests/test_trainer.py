@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
+import models
 import options
 import trainer
 import utils
@@ -111,6 +112,11 @@ def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
         losses.append([float(row["loss"]) for row in csv.DictReader(open(f"{args.log_dir}/log.csv"))])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert len(compiled) > 8 and all(compiled)
+
+
+def test_a_model_may_have_a_float_among_its_settings(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mine", lambda dropout: dropout)
+    assert models.build({"name": "mine", "dropout": 0.1}) == 0.1
 
 
 def test_under_torchrun_each_process_has_its_gpu(monkeypatch):
