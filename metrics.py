@@ -89,7 +89,10 @@ def noise_generators(seed, clips):
 
 
 def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_shown=2):
-    """One batch of `evaluate`: as many futures at a time as memory allows, of few clips rather than all, as each time theirs are encoded."""
+    """One batch of `evaluate`: as many futures at a time as memory allows, all of one clip before the next.
+
+    Each `predict` encodes the past of its clips, so few clips with many samples take less than many with few.
+    """
     past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
     n_future = truth.shape[1]
     posterior = model.reconstruct(frames, cond, generators())
