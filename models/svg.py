@@ -24,7 +24,7 @@ from models.align import Aligner, warp
 from models.cond_conv import modulate
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder, fold_batchnorm, upsample_conv
+from models.vgg64 import Decoder, Encoder, for_prediction, upsample_conv, upsampling_kernel
 
 
 def kl_divergence(mu1, logvar1, mu2, logvar2):
@@ -86,13 +86,13 @@ def evaluating(model):
 
 @contextlib.contextmanager
 def folded(model):
-    """BatchNorm folded into the convolutions before it, for prediction: in eval mode both are linear.
+    """The encoder and decoder reworked for prediction (models/vgg64.py), where BatchNorm is a part of the convolutions.
 
     Not beside more levels of latents, whose terms are added between the two.
     """
     networks = model.encoder, model.decoder
     if not model.levels:
-        model.encoder, model.decoder = (fold_batchnorm(copy.deepcopy(network)) for network in networks)
+        model.encoder, model.decoder = (for_prediction(copy.deepcopy(network)) for network in networks)
     try:
         yield
     finally:
@@ -179,10 +179,11 @@ class SVG(nn.Module):
         """q(z_l | true frames) of every level: [(mu, logvar)], (T, B, ...) each."""
         return [self.posterior(h)[:2], *(level.posterior(s) for level, s in zip(self.levels, self.level_skips(skips)))]
 
-    def decode(self, g, c, terms, steps, latent):
+    def decode(self, g, c, kernels, terms, steps, latent):
         """g (len(steps), B, g_dim), c (len(steps), B, D) -> frames (len(steps), B, 3, 64, 64), in one call.
 
-        B may be a multiple of the skip terms' batch: n_samples futures of one clip share its skips.
+        kernels and terms are the decoder's, made once for all steps. B may be a multiple of the terms' batch: n_samples
+        futures of one clip share its skips.
         latent(k, d) gives z of self.levels[k] for these steps, given the decoder's feature d there.
         """
         runs = [(terms[frame], len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
@@ -196,10 +197,10 @@ class SVG(nn.Module):
                 skip = torch.cat([term[k].repeat(n // len(term[k]), 1, 1, 1) for (term, _), n in zip(runs, sizes)])
                 y = y + warp(skip, flow).to(y.dtype)
             if k < len(self.levels):
-                y = y + upsample_conv(latent(k, d).flatten(0, 1), self.levels[k].conv.weight)
+                y = y + upsample_conv(latent(k, d).flatten(0, 1), upsampling_kernel(self.levels[k].conv.weight))
             return y
 
-        return self.decoder(g.flatten(0, 1), add_terms, c.flatten(0, 1)).unflatten(0, g.shape[:2])
+        return self.decoder(g.flatten(0, 1), kernels, add_terms, c.flatten(0, 1)).unflatten(0, g.shape[:2])
 
     # Training.
 
@@ -214,7 +215,7 @@ class SVG(nn.Module):
         q = self.posteriors(h[1:], [s[1:] for s in skips])
         z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
         n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
-        terms = self.skip_terms([s[:n_skips] for s in skips])
+        terms, kernels = self.skip_terms([s[:n_skips] for s in skips]), self.decoder.upsampling_kernels()
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
         n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
@@ -233,7 +234,7 @@ class SVG(nn.Module):
                 priors[k + 1].append(self.levels[k].prior(level_skips[k], d))
                 return z[k + 1][at]
 
-            predicted.append(self.decode(g, c[at], terms, steps, latent))
+            predicted.append(self.decode(g, c[at], kernels, terms, steps, latent))
             if steps[-1] == n_steps:
                 break
             steps = range(steps[-1] + 1, steps[-1] + 2)
@@ -283,6 +284,7 @@ class SVG(nn.Module):
         h, skips = self.encode(past.transpose(0, 1), c[:n_past])
         pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
         terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], pasted)
+        kernels = self.decoder.upsampling_kernels()
         truth = h[1:], [s[1:] for s in skips]
         if target is not None:
             truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
@@ -311,7 +313,7 @@ class SVG(nn.Module):
                     mu, logvar = [p[at] for p in q[k + 1]]
                 return reparameterize(mu, logvar, noise[k + 1][at])
 
-            predicted.append(self.decode(g, c[at], terms, [i], latent))
+            predicted.append(self.decode(g, c[at], kernels, terms, [i], latent))
             if i < n_past + n_future - 1:
                 source, skips = self.encode(predicted[-1], c[i : i + 1])
                 level_skips = self.level_skips(skips)

@@ -4,12 +4,14 @@
 2018), which sees one frame at a time. Parameter names are the classic ones.
 """
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.cond_conv import Modulation
 from models.norm import normalise
+from models.winograd import WinogradConv
 
 
 class Chain(nn.Sequential):
@@ -41,28 +43,66 @@ def stage(norm, *channels):
     return [VGGLayer(n_in, n_out, norm) for n_in, n_out in zip(channels, channels[1:])]
 
 
-def fold_batchnorm(network):
-    """Give each convolution the scale and shift of the BatchNorm behind it, in place; eval mode only."""
+WIDE = 256  # channels from which fewer products pay for the sums that they take
+
+
+def for_prediction(network):
+    """Make a network, in place, do in fewer operations what it does in eval mode without gradients.
+
+    The scale and shift of a BatchNorm go into the convolution before it, and on the CPU the widest convolutions in bf16
+    are Winograd's. (In float32 its matrix products are slower than oneDNN's convolutions, and cuDNN chooses for itself.)
+    """
     for chain in [module for module in network.modules() if isinstance(module, Chain)]:
         for k, (conv, norm) in enumerate(zip(chain, chain[1:])):
             if isinstance(norm, nn.BatchNorm2d):
-                chain[k] = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
+                chain[k] = conv = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
+            # Not the decoder's convolutions of twice the channels, which it reads in two parts.
+            if (
+                isinstance(conv, nn.Conv2d)
+                and conv.kernel_size == (3, 3)
+                and conv.in_channels == conv.out_channels >= WIDE
+            ):
+                if conv.weight.device.type == "cpu" and computed_in(conv.weight) == torch.bfloat16:
+                    chain[k] = WinogradConv(conv, torch.bfloat16)
     return network.requires_grad_(False)  # else autocast would keep a copy of every copy
 
 
-def upsample_conv(x, weight):
-    """conv2d(upsample(x, 2, nearest), weight, padding=1) as one transposed convolution, which is the same sum.
+def computed_in(weight):
+    """The type in which a convolution by this weight is computed here: autocast's, or the weight's own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
-    Repeating a pixel lets neighbouring taps be added beforehand: 16 products a pixel of x instead of 36. A 4x4 image is
-    too small for it to pay.
+
+def upsampling_kernel(weight):
+    """What `upsample_conv` takes for a 3x3 kernel (O, C, 3, 3): a few sums of its taps, in autocast's precision.
+
+    On a line whose pixels x_i are repeated, taps (a, b, c) give a x_{i-1} + (b + c) x_i and (a + b) x_i + c x_{i+1}: four
+    products for two pixels instead of six, a transposed convolution. With many channels three are better, of the
+    differences to the neighbours: s x_i - a (x_i - x_{i-1}) and s x_i + c (x_{i+1} - x_i), s = a + b + c.
     """
-    if x.shape[-1] < 8:
-        return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
-    taps = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
-    taps = taps[:, :, 1:] + taps[:, :, :-1]
-    taps = taps[..., 1:] + taps[..., :-1]
-    return F.conv_transpose2d(x, taps.transpose(0, 1), stride=2, padding=1)
+    differences = weight.shape[1] >= WIDE
+    for dim in (2, 3):
+        a, b, c = weight.unbind(dim)
+        weight = torch.stack([-a, a + b + c, c] if differences else [c, b + c, a + b, a], dim)
+    weight = weight.to(computed_in(weight))  # autocast would do so in every step
+    return weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous() if differences else weight.transpose(0, 1)
+
+
+def upsample_conv(x, kernel):
+    """conv2d(upsample(x, 2, nearest), weight, padding=1) for kernel = upsampling_kernel(weight): the same sum, in any size."""
+    if kernel.dim() == 4:
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+    n, c, h, w = x.shape
+    x = x.permute(0, 2, 3, 1)
+    d = F.pad(x, (0, 0, 0, 0, 1, 1)).diff(dim=1)
+    x = torch.stack([d[:, :-1], x, d[:, 1:]])
+    d = F.pad(x, (0, 0, 1, 1)).diff(dim=3)
+    x = torch.stack([d[..., :-1, :], x, d[..., 1:, :]], 1)
+    y = torch.bmm(x.view(9, n * h * w, c), kernel).view(3, 3, n, h, w, -1)
+    y = torch.stack([y[:, 0] + y[:, 1], y[:, 1] + y[:, 2]], 4)
+    y = torch.stack([y[0] + y[1], y[1] + y[2]], 2)
+    return y.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
 
 
 class Encoder(nn.Module):
@@ -115,15 +155,20 @@ class Decoder(nn.Module):
             terms.append(F.conv2d(s, conv.weight[:, -s.shape[1] :], conv.bias, padding=1))
         return terms
 
-    def forward(self, g, add_terms, c=None):
-        """g (N, g_dim) -> frames (N, 3, 64, 64) in [0, 1].
+    def upsampling_kernels(self):
+        """What `upsample_conv` takes for the part of upc2..upc5 that reads the stage below."""
+        convs = [upc[0].main[0] for upc in (self.upc2, self.upc3, self.upc4, self.upc5)]
+        return [upsampling_kernel(conv.weight[:, : conv.in_channels // 2]) for conv in convs]
+
+    def forward(self, g, kernels, add_terms, c=None):
+        """g (N, g_dim), kernels of `upsampling_kernels` -> frames (N, 3, 64, 64) in [0, 1].
 
         add_terms(k, d, y) returns y, the first convolution of the k-th stage above d, plus its skip term, however that
         is shared among the N rows, and whatever else this convolution reads.
         """
         d = self.upc1(g.view(-1, self.g_dim, 1, 1), c)
         for k, upc in enumerate((self.upc2, self.upc3, self.upc4, self.upc5)):
-            y = upsample_conv(d, upc[0].main[0].weight[:, : d.shape[1]])
+            y = upsample_conv(d, kernels[k])
             d = upc[0].main[1:](add_terms(k, d, y), c)
             # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.
             d = upc[1:](d, c) if k < 3 else upc[2:](upc[1](d).to(g.dtype), c)

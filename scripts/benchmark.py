@@ -35,11 +35,10 @@ import reference  # noqa: E402
 from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 
 import metrics  # noqa: E402
-import models.vgg64  # noqa: E402
+from models import SVG, PoseCVAE, vgg64  # noqa: E402
 import trainer  # noqa: E402
 import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
-from models import SVG, PoseCVAE  # noqa: E402
 from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
@@ -88,15 +87,14 @@ def interleaved(variants, device, repeats, keep=()):
 @contextlib.contextmanager
 def plain_upsampling(active):
     """Upsample and convolve in two steps, as the classic decoder does, while active."""
-    fast = models.vgg64.upsample_conv
+    fast = vgg64.upsampling_kernel, vgg64.upsample_conv
     if active:
-        models.vgg64.upsample_conv = lambda x, w: F.conv2d(
-            F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1
-        )
+        vgg64.upsampling_kernel = lambda weight: weight
+        vgg64.upsample_conv = lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)
     try:
         yield
     finally:
-        models.vgg64.upsample_conv = fast
+        vgg64.upsampling_kernel, vgg64.upsample_conv = fast
 
 
 @contextlib.contextmanager

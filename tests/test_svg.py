@@ -3,11 +3,12 @@
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from conftest import assert_same_loss, both_losses
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as oracle_kl
 
-from models import SVG, build
+from models import SVG, build, vgg64, winograd
 from models.cond_conv import Modulation
 from models.svg import kl_divergence
 
@@ -86,6 +87,44 @@ def test_reconstruction_equals_the_reference(n_past):
     eps = torch.stack([torch.randn(5, 4, generator=torch.Generator().manual_seed(k)) for k in range(3)], 1).double()
     theirs = reference.predict(model, frames[:, :n_past], cond, 6 - n_past, eps, truth=frames)
     torch.testing.assert_close(ours[0], theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("teacher_forcing", [True, False])
+def test_the_sums_for_wide_layers_equal_the_reference(teacher_forcing, monkeypatch):
+    monkeypatch.setattr(vgg64, "WIDE", 1)
+    assert_same_loss(tiny(), reference, *clips(), teacher_forcing)
+
+
+@pytest.mark.parametrize("wide", [1, 10])
+def test_an_upsampling_convolution_is_one_of_the_upsampled_image(wide, monkeypatch):
+    monkeypatch.setattr(vgg64, "WIDE", wide)
+    x, weight = torch.randn(2, 5, 4, 6, dtype=torch.float64), torch.randn(7, 5, 3, 3, dtype=torch.float64)
+    theirs = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
+    torch.testing.assert_close(vgg64.upsample_conv(x, vgg64.upsampling_kernel(weight)), theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_winograds_convolution_is_the_convolution(monkeypatch):
+    monkeypatch.setattr(winograd, "AT_ONCE", 500)  # two of the five images
+    conv = torch.nn.Conv2d(5, 7, 3, 1, 1).double()
+    x = torch.randn(5, 5, 6, 8, dtype=torch.float64)
+    torch.testing.assert_close(winograd.WinogradConv(conv, torch.float64)(x), conv(x), rtol=1e-9, atol=1e-12)
+
+
+def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
+    """And differs by rounding only from the one in float64."""
+    model = tiny()
+    frames, cond = clips()
+    predict = lambda: model.predict(frames[:, :2], cond, 4, 2, [torch.Generator().manual_seed(k) for k in range(3)])
+    exact = predict()
+    monkeypatch.setattr(vgg64, "WIDE", 1)
+    inputs = []
+    forward = winograd.WinogradConv.forward
+    monkeypatch.setattr(winograd.WinogradConv, "forward", lambda self, x: inputs.append(x) or forward(self, x))
+    model, frames, cond = model.float(), frames.float(), cond.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = predict()
+    assert len(inputs) == 4 * (6 + 2) and all(x.dtype == torch.bfloat16 for x in inputs)
+    assert (rounded - exact).std() < 0.1 * exact.std()
 
 
 def test_float32_differs_from_the_reference_by_rounding_only():
