@@ -11,7 +11,7 @@ from scipy import stats
 ROWS = ("sample", "best_of_n", "posterior", "copy_last")
 
 # Futures of up to 32 frames that run as one batch; more hardly run faster and need more memory.
-ROWS_AT_ONCE = {"cpu": 100, "cuda": 2048}
+ROWS_AT_ONCE = {"cpu": 50, "cuda": 2048}
 
 
 def psnr(x, y):
@@ -75,7 +75,8 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
     clips = clips or range(sys.maxsize)
     for frames, cond in loaded:
         generators = functools.partial(noise_generators, seed, clips[len(pictures) :][: len(frames)])
-        found, shown = evaluate_batch(model, frames, cond, n_samples, generators, progress or (lambda n: None))
+        with model.predicting():  # not around the loader, whose errors may save the model
+            found, shown = evaluate_batch(model, frames, cond, n_samples, generators, progress or (lambda n: None))
         scores.append(found)
         pictures += shown
     join = lambda row, metric: torch.cat([found[row][metric].cpu() for found in scores], 1)

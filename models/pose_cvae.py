@@ -186,12 +186,16 @@ class PoseCVAE(nn.Module):
 
     # Prediction.
 
+    def predicting(self):
+        """What `predict` and `reconstruct` run in: eval mode, no gradients."""
+        return evaluating(self)
+
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
         """Sample futures: past (B, 1, 3, H, W), cond (B, >= 1 + n_future, cond_dim, H, W) -> (n_samples, B, n_future, 3, H, W).
 
         generator: None, a torch.Generator, or a list of B CPU generators (see `noise_steps`).
         """
-        with evaluating(self):
+        with self.predicting():
             return self._rollout(past, cond, n_future, n_samples, generator)
 
     def reconstruct(self, frames, cond, generator=None):
@@ -199,7 +203,7 @@ class PoseCVAE(nn.Module):
 
         frames (B, T, 3, H, W), cond (B, T, cond_dim, H, W) -> (1, B, T - 1, 3, H, W). It sees the future: an upper bound.
         """
-        with evaluating(self):
+        with self.predicting():
             return self._rollout(frames[:, :1], cond, frames.shape[1] - 1, 1, generator, target=frames)
 
     def _rollout(self, past, cond, n_future, n_samples, generator, target=None):

@@ -84,21 +84,6 @@ def evaluating(model):
         model.train(was_training)
 
 
-@contextlib.contextmanager
-def folded(model):
-    """The encoder and decoder reworked for prediction (models/vgg64.py), where BatchNorm is a part of the convolutions.
-
-    Not beside more levels of latents, whose terms are added between the two.
-    """
-    networks = model.encoder, model.decoder
-    if not model.levels:
-        model.encoder, model.decoder = (for_prediction(copy.deepcopy(network)) for network in networks)
-    try:
-        yield
-    finally:
-        model.encoder, model.decoder = networks
-
-
 class SVG(nn.Module):
     """SVG-FP (`prior="fixed"`, z ~ N(0, I)) or SVG-LP (`prior="learned"`), conditioned on c (D numbers a frame)."""
 
@@ -125,6 +110,7 @@ class SVG(nn.Module):
         super().__init__()
         self.config = {"name": "svg", **config}  # what rebuilds this model from a checkpoint
         self.n_past, self.z_dim = n_past, z_dim
+        self.is_predicting = False
         self.last_frame_skip, self.skip_frame = last_frame_skip, skip_frame
         self.encoder = Encoder(g_dim, width, norm)
         self.decoder = Decoder(g_dim, width, norm)
@@ -252,12 +238,33 @@ class SVG(nn.Module):
 
     # Prediction.
 
+    @contextlib.contextmanager
+    def predicting(self):
+        """What `predict` and `reconstruct` run in; around many calls it saves each the preparation.
+
+        Eval mode, no gradients, and copies of the encoder and decoder that take fewer operations (models/vgg64.py). Not
+        beside more levels of latents, whose terms are added between a convolution and the BatchNorm that would go into it.
+        """
+        if self.is_predicting:
+            yield
+            return
+        networks = self.encoder, self.decoder
+        with evaluating(self):
+            try:
+                self.is_predicting = True
+                if not self.levels:
+                    self.encoder, self.decoder = (for_prediction(copy.deepcopy(network)) for network in networks)
+                yield
+            finally:
+                self.encoder, self.decoder = networks
+                self.is_predicting = False
+
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
         """Sample futures: past (B, n_past, 3, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, 3, 64, 64).
 
         generator: None, a torch.Generator, or a list of B CPU generators (see `draw_noise`).
         """
-        with evaluating(self), folded(self):
+        with self.predicting():
             return self._rollout(past, cond, n_future, n_samples, generator)
 
     def reconstruct(self, frames, cond, generator=None):
@@ -265,7 +272,7 @@ class SVG(nn.Module):
 
         frames (B, T, 3, 64, 64), cond (B, T, D) -> (1, B, T - n_past, 3, 64, 64). It sees the future: an upper bound.
         """
-        with evaluating(self), folded(self):
+        with self.predicting():
             n_future = frames.shape[1] - self.n_past
             return self._rollout(frames[:, : self.n_past], cond, n_future, 1, generator, target=frames)
 
@@ -319,6 +326,7 @@ class SVG(nn.Module):
                 level_skips = self.level_skips(skips)
                 if self.last_frame_skip:
                     terms = self.skip_terms(skips, first=i)
+                del skips  # the decoder needs the room
         return torch.cat(predicted).transpose(0, 1).unflatten(0, (n_samples, batch))
 
     def _condition(self, cond):

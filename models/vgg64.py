@@ -26,10 +26,10 @@ class Chain(nn.Sequential):
 class VGGLayer(nn.Module):
     """3x3 convolution, normalisation, LeakyReLU(0.2): (N, n_in, H, W) -> (N, n_out, H, W)."""
 
-    def __init__(self, n_in, n_out, norm):
+    def __init__(self, n_in, n_out, norm, conv=nn.Conv2d):
         super().__init__()
         self.main = Chain(
-            nn.Conv2d(n_in, n_out, 3, 1, 1),
+            conv(n_in, n_out, 3, 1, 1),
             normalise(norm, n_out),
             nn.LeakyReLU(0.2, inplace=True),
         )
@@ -38,9 +38,22 @@ class VGGLayer(nn.Module):
         return self.main(x, c)
 
 
-def stage(norm, *channels):
+class SplitConv(nn.Conv2d):
+    """The 3x3 convolution of cat[upsample(u), s]. It is linear, and so a sum, of which s's part serves all steps that share s."""
+
+    def kernel(self):
+        """What `upsample_conv` takes for u's part."""
+        return upsampling_kernel(self.weight[:, : self.in_channels // 2])
+
+    def skip_term(self, s):
+        """s's part, bias included."""
+        return F.conv2d(s, self.weight[:, self.in_channels // 2 :], self.bias, padding=1)
+
+
+def stage(norm, *channels, first=nn.Conv2d):
     """VGG layers in a row: stage(norm, a, b, c) maps a to b to c channels."""
-    return [VGGLayer(n_in, n_out, norm) for n_in, n_out in zip(channels, channels[1:])]
+    convs = first, *[nn.Conv2d] * (len(channels) - 2)
+    return [VGGLayer(*ends, norm, conv) for *ends, conv in zip(channels, channels[1:], convs)]
 
 
 WIDE = 256  # channels from which fewer products pay for the sums that they take
@@ -49,22 +62,20 @@ WIDE = 256  # channels from which fewer products pay for the sums that they take
 def for_prediction(network):
     """Make a network, in place, do in fewer operations what it does in eval mode without gradients.
 
-    The scale and shift of a BatchNorm go into the convolution before it, and on the CPU the widest convolutions in bf16
-    are Winograd's. (In float32 its matrix products are slower than oneDNN's convolutions, and cuDNN chooses for itself.)
+    The scale and shift of a BatchNorm go into the convolution before it, weights are rounded to autocast's type, and on the
+    CPU the widest convolutions in bf16 are Winograd's. (In float32 its matrix products are slower than oneDNN's convolutions,
+    and cuDNN chooses for itself.)
     """
     for chain in [module for module in network.modules() if isinstance(module, Chain)]:
         for k, (conv, norm) in enumerate(zip(chain, chain[1:])):
             if isinstance(norm, nn.BatchNorm2d):
                 chain[k] = conv = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
-            # Not the decoder's convolutions of twice the channels, which it reads in two parts.
-            if (
-                isinstance(conv, nn.Conv2d)
-                and conv.kernel_size == (3, 3)
-                and conv.in_channels == conv.out_channels >= WIDE
-            ):
-                if conv.weight.device.type == "cpu" and computed_in(conv.weight) == torch.bfloat16:
-                    chain[k] = WinogradConv(conv, torch.bfloat16)
+            if type(conv) in (nn.Conv2d, nn.ConvTranspose2d):
+                dtype, wide = computed_in(conv.weight), min(conv.in_channels, conv.out_channels) >= WIDE
+                fits = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3)
+                in_bf16 = dtype == torch.bfloat16 and conv.weight.device.type == "cpu"
+                chain[k] = WinogradConv(conv, dtype) if wide and fits and in_bf16 else conv.to(dtype)
     return network.requires_grad_(False)  # else autocast would keep a copy of every copy
 
 
@@ -129,11 +140,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A vector and the skip features of a given frame to a 64x64 frame.
-
-    The first convolution of stages 2 to 5 reads cat[u, s], u from the stage below and s from the skip. It is linear,
-    so conv(cat[u, s]) = conv_u(u) + conv_s(s), and conv_s(s) is computed once for all steps that share a skip.
-    """
+    """A vector and the skip features of a given frame to a 64x64 frame."""
 
     def __init__(self, g_dim=128, width=64, norm="batch"):
         super().__init__()
@@ -142,23 +149,24 @@ class Decoder(nn.Module):
         self.upc1 = Chain(  # 1 x 1 -> 4 x 4
             nn.ConvTranspose2d(g_dim, 8 * w, 4, 1, 0), normalise(norm, 8 * w), nn.LeakyReLU(0.2, inplace=True)
         )
-        self.upc2 = Chain(*stage(norm, 16 * w, 8 * w, 8 * w, 4 * w))  # 8 x 8
-        self.upc3 = Chain(*stage(norm, 8 * w, 4 * w, 4 * w, 2 * w))  # 16 x 16
-        self.upc4 = Chain(*stage(norm, 4 * w, 2 * w, w))  # 32 x 32
-        self.upc5 = Chain(*stage(norm, 2 * w, w), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid())  # 64 x 64
+        self.upc2 = Chain(*stage(norm, 16 * w, 8 * w, 8 * w, 4 * w, first=SplitConv))  # 8 x 8
+        self.upc3 = Chain(*stage(norm, 8 * w, 4 * w, 4 * w, 2 * w, first=SplitConv))  # 16 x 16
+        self.upc4 = Chain(*stage(norm, 4 * w, 2 * w, w, first=SplitConv))  # 32 x 32
+        self.upc5 = Chain(  # 64 x 64
+            *stage(norm, 2 * w, w, first=SplitConv), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid()
+        )
+
+    def stages(self):
+        """The four stages that begin with an upsampling."""
+        return self.upc2, self.upc3, self.upc4, self.upc5
 
     def skip_terms(self, skips):
-        """conv_s(s), bias included, for each of the encoder's skips: a list in the order of the stages upc2..upc5."""
-        terms = []
-        for upc, s in zip((self.upc2, self.upc3, self.upc4, self.upc5), reversed(skips)):
-            conv = upc[0].main[0]
-            terms.append(F.conv2d(s, conv.weight[:, -s.shape[1] :], conv.bias, padding=1))
-        return terms
+        """The shares of the encoder's skips in the stages: a list in their order."""
+        return [upc[0].main[0].skip_term(s) for upc, s in zip(self.stages(), reversed(skips))]
 
     def upsampling_kernels(self):
-        """What `upsample_conv` takes for the part of upc2..upc5 that reads the stage below."""
-        convs = [upc[0].main[0] for upc in (self.upc2, self.upc3, self.upc4, self.upc5)]
-        return [upsampling_kernel(conv.weight[:, : conv.in_channels // 2]) for conv in convs]
+        """What `upsample_conv` takes in each of the stages."""
+        return [upc[0].main[0].kernel() for upc in self.stages()]
 
     def forward(self, g, kernels, add_terms, c=None):
         """g (N, g_dim), kernels of `upsampling_kernels` -> frames (N, 3, 64, 64) in [0, 1].
@@ -167,7 +175,7 @@ class Decoder(nn.Module):
         is shared among the N rows, and whatever else this convolution reads.
         """
         d = self.upc1(g.view(-1, self.g_dim, 1, 1), c)
-        for k, upc in enumerate((self.upc2, self.upc3, self.upc4, self.upc5)):
+        for k, upc in enumerate(self.stages()):
             y = upsample_conv(d, kernels[k])
             d = upc[0].main[1:](add_terms(k, d, y), c)
             # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.

@@ -35,10 +35,10 @@ import reference  # noqa: E402
 from pack_dataset import pack, read_clip, write_clip  # noqa: E402
 
 import metrics  # noqa: E402
-from models import SVG, PoseCVAE, vgg64  # noqa: E402
 import trainer  # noqa: E402
 import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
+from models import SVG, PoseCVAE, vgg64  # noqa: E402
 from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 

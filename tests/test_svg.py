@@ -117,13 +117,15 @@ def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
     predict = lambda: model.predict(frames[:, :2], cond, 4, 2, [torch.Generator().manual_seed(k) for k in range(3)])
     exact = predict()
     monkeypatch.setattr(vgg64, "WIDE", 1)
-    inputs = []
+    kernels = []
     forward = winograd.WinogradConv.forward
-    monkeypatch.setattr(winograd.WinogradConv, "forward", lambda self, x: inputs.append(x) or forward(self, x))
+    monkeypatch.setattr(
+        winograd.WinogradConv, "forward", lambda self, x: kernels.append(self.kernel) or forward(self, x)
+    )
     model, frames, cond = model.float(), frames.float(), cond.float()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = predict()
-    assert len(inputs) == 4 * (6 + 2) and all(x.dtype == torch.bfloat16 for x in inputs)
+    assert len(kernels) == 4 * (10 + 5) and all(kernel.dtype == torch.bfloat16 for kernel in kernels)
     assert (rounded - exact).std() < 0.1 * exact.std()
 
 
