@@ -56,7 +56,7 @@ def stage(norm, *channels, first=nn.Conv2d):
     return [VGGLayer(*ends, norm, conv) for *ends, conv in zip(channels, channels[1:], convs)]
 
 
-WIDE = 256  # channels from which fewer products pay for the sums that they take
+WIDE = 256  # channels from which, on the CPU, fewer products pay for the sums that they take
 
 
 def for_prediction(network):
@@ -89,10 +89,10 @@ def upsampling_kernel(weight):
     """What `upsample_conv` takes for a 3x3 kernel (O, C, 3, 3): a few sums of its taps, in autocast's precision.
 
     On a line whose pixels x_i are repeated, taps (a, b, c) give a x_{i-1} + (b + c) x_i and (a + b) x_i + c x_{i+1}: four
-    products for two pixels instead of six, a transposed convolution. With many channels three are better, of the
-    differences to the neighbours: s x_i - a (x_i - x_{i-1}) and s x_i + c (x_{i+1} - x_i), s = a + b + c.
+    products for two pixels instead of six, a transposed convolution. With many channels on the CPU three are better, of
+    the differences to the neighbours: s x_i - a (x_i - x_{i-1}) and s x_i + c (x_{i+1} - x_i), s = a + b + c.
     """
-    differences = weight.shape[1] >= WIDE
+    differences = weight.shape[1] >= WIDE and weight.device.type == "cpu"
     for dim in (2, 3):
         a, b, c = weight.unbind(dim)
         weight = torch.stack([-a, a + b + c, c] if differences else [c, b + c, a + b, a], dim)

@@ -10,7 +10,7 @@ give a d_0 + b d_1 + c d_2 = m_0 + m_1 + m_2 and a d_1 + b d_2 + c d_3 = m_1 - m
 import torch
 import torch.nn as nn
 
-AT_ONCE = 2**20  # numbers of the input that pass through at a time, so that all that lies between stays in the cache
+AT_ONCE = 2**20  # numbers of the input that pass at a time, so that what lies between stays in the cache
 
 
 class WinogradConv(nn.Module):
@@ -32,8 +32,8 @@ class WinogradConv(nn.Module):
         n, c, h, w = x.shape
         padded = nn.functional.pad(x.to(self.kernel.dtype).permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         y = padded.new_empty(n, h // 2, 2, w // 2, 2, len(self.bias))
-        rows = max(1, AT_ONCE // (c * h * w))
-        for x, out in zip(padded.split(rows), y.split(rows)):
+        parts = min(n, -(-n * c * h * w // AT_ONCE))
+        for x, out in zip(padded.tensor_split(parts), y.tensor_split(parts)):
             n = len(x)
             columns, d = x.new_empty(4, n, h // 2, w + 2, c), x.new_empty(4, 4, n, h // 2, w // 2, c)
             differences([x[:, k : h + k : 2] for k in range(4)], columns)
