@@ -157,6 +157,10 @@ class SVG(nn.Module):
         terms = [t.unflatten(0, (n, -1)) for t in terms]
         return {first + j: [t[j] for t in terms] for j in range(n)}
 
+    def upsampling_kernels(self):
+        """What `upsample_conv` takes in the decoder's stages, and in the levels: two lists."""
+        return self.decoder.upsampling_kernels(), [upsampling_kernel(level.conv.weight) for level in self.levels]
+
     def level_skips(self, skips):
         """Those of the skips that the levels read, coarse to fine."""
         return skips[::-1][: len(self.levels)]
@@ -168,10 +172,11 @@ class SVG(nn.Module):
     def decode(self, g, c, kernels, terms, steps, latent):
         """g (len(steps), B, g_dim), c (len(steps), B, D) -> frames (len(steps), B, 3, 64, 64), in one call.
 
-        kernels and terms are the decoder's, made once for all steps. B may be a multiple of the terms' batch: n_samples
-        futures of one clip share its skips.
+        kernels and terms, of `upsampling_kernels` and `skip_terms`, are made once for all steps. B may be a multiple of
+        the terms' batch: n_samples futures of one clip share its skips.
         latent(k, d) gives z of self.levels[k] for these steps, given the decoder's feature d there.
         """
+        decoder_kernels, level_kernels = kernels
         runs = [(terms[frame], len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
         sizes = [n * g.shape[1] for _, n in runs]
         flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
@@ -183,10 +188,10 @@ class SVG(nn.Module):
                 skip = torch.cat([term[k].repeat(n // len(term[k]), 1, 1, 1) for (term, _), n in zip(runs, sizes)])
                 y = y + warp(skip, flow).to(y.dtype)
             if k < len(self.levels):
-                y = y + upsample_conv(latent(k, d).flatten(0, 1), upsampling_kernel(self.levels[k].conv.weight))
+                y = y + upsample_conv(latent(k, d).flatten(0, 1), level_kernels[k])
             return y
 
-        return self.decoder(g.flatten(0, 1), kernels, add_terms, c.flatten(0, 1)).unflatten(0, g.shape[:2])
+        return self.decoder(g.flatten(0, 1), decoder_kernels, add_terms, c.flatten(0, 1)).unflatten(0, g.shape[:2])
 
     # Training.
 
@@ -201,7 +206,7 @@ class SVG(nn.Module):
         q = self.posteriors(h[1:], [s[1:] for s in skips])
         z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
         n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
-        terms, kernels = self.skip_terms([s[:n_skips] for s in skips]), self.decoder.upsampling_kernels()
+        terms, kernels = self.skip_terms([s[:n_skips] for s in skips]), self.upsampling_kernels()
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
         n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
@@ -291,7 +296,7 @@ class SVG(nn.Module):
         h, skips = self.encode(past.transpose(0, 1), c[:n_past])
         pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
         terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], pasted)
-        kernels = self.decoder.upsampling_kernels()
+        kernels = self.upsampling_kernels()
         truth = h[1:], [s[1:] for s in skips]
         if target is not None:
             truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
