@@ -117,6 +117,7 @@ def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_sh
                 if k < len(samples):
                     samples[k, clips] = sample
             progress(futures.shape[0] * futures.shape[1])
+            del futures  # the next ones need the room
 
     videos = {"truth": truth, "posterior": posterior[0], "best": best}
     videos |= {f"sample {j + 1}": sample for j, sample in enumerate(samples)}

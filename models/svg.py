@@ -303,7 +303,8 @@ class SVG(nn.Module):
         q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
         del truth  # its skips are larger than all the rest
 
-        c, source, predicted = many(c), many(h[:1]), []
+        c, source = many(c), many(h[:1])
+        predicted = past.new_empty(n_future, n_samples * batch, *past.shape[2:])
         level_skips = [many(s[-1:]) for s in self.level_skips(skips)]  # of the first source frame whose step is decoded
         state = prior_state = None
         for i in range(1, n_past + n_future):
@@ -325,14 +326,15 @@ class SVG(nn.Module):
                     mu, logvar = [p[at] for p in q[k + 1]]
                 return reparameterize(mu, logvar, noise[k + 1][at])
 
-            predicted.append(self.decode(g, c[at], kernels, terms, [i], latent))
+            x = self.decode(g, c[at], kernels, terms, [i], latent)
+            predicted[i - n_past] = x[0]
             if i < n_past + n_future - 1:
-                source, skips = self.encode(predicted[-1], c[i : i + 1])
+                source, skips = self.encode(x, c[i : i + 1])
                 level_skips = self.level_skips(skips)
                 if self.last_frame_skip:
                     terms = self.skip_terms(skips, first=i)
                 del skips  # the decoder needs the room
-        return torch.cat(predicted).transpose(0, 1).unflatten(0, (n_samples, batch))
+        return predicted.transpose(0, 1).unflatten(0, (n_samples, batch))
 
     def _condition(self, cond):
         return ((cond - self.cond_mean) / self.cond_std).transpose(0, 1)

@@ -4,6 +4,8 @@
 2018), which sees one frame at a time. Parameter names are the classic ones.
 """
 
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -50,6 +52,27 @@ class SplitConv(nn.Conv2d):
         return F.conv2d(s, self.weight[:, self.in_channels // 2 :], self.bias, padding=1)
 
 
+class FullConv(nn.Conv2d):
+    """A convolution whose kernel covers the image, which is one matrix product: (N, C, K, K) -> (N, O, 1, 1)."""
+
+    def forward(self, x):
+        return F.linear(pixels(x), pixels(self.weight), self.bias)[..., None, None]
+
+
+class FullConvTranspose(nn.ConvTranspose2d):
+    """The same the other way: (N, C, 1, 1) -> (N, O, K, K)."""
+
+    def forward(self, x):
+        size = self.kernel_size
+        y = F.linear(x.flatten(1), pixels(self.weight).T, self.bias.repeat(math.prod(size)))
+        return y.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
+
+
+def pixels(x):
+    """(N, C, H, W) to (N, H * W * C), which is how channels last memory holds it."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
 def stage(norm, *channels, first=nn.Conv2d):
     """VGG layers in a row: stage(norm, a, b, c) maps a to b to c channels."""
     convs = first, *[nn.Conv2d] * (len(channels) - 2)
@@ -71,7 +94,7 @@ def for_prediction(network):
             if isinstance(norm, nn.BatchNorm2d):
                 chain[k] = conv = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
-            if type(conv) in (nn.Conv2d, nn.ConvTranspose2d):
+            if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and type(conv) is not SplitConv:
                 dtype, wide = computed_in(conv.weight), min(conv.in_channels, conv.out_channels) >= WIDE
                 fits = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3)
                 in_bf16 = dtype == torch.bfloat16 and conv.weight.device.type == "cpu"
@@ -126,7 +149,7 @@ class Encoder(nn.Module):
         self.c2 = Chain(*stage(norm, w, 2 * w, 2 * w))  # 32 x 32
         self.c3 = Chain(*stage(norm, 2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
         self.c4 = Chain(*stage(norm, 4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
-        self.c5 = Chain(nn.Conv2d(8 * w, g_dim, 4, 1, 0), normalise(norm, g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
+        self.c5 = Chain(FullConv(8 * w, g_dim, 4), normalise(norm, g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
         self.mp = nn.MaxPool2d(2)
 
     def forward(self, x, c=None):
@@ -147,7 +170,7 @@ class Decoder(nn.Module):
         w = width
         self.g_dim = g_dim
         self.upc1 = Chain(  # 1 x 1 -> 4 x 4
-            nn.ConvTranspose2d(g_dim, 8 * w, 4, 1, 0), normalise(norm, 8 * w), nn.LeakyReLU(0.2, inplace=True)
+            FullConvTranspose(g_dim, 8 * w, 4), normalise(norm, 8 * w), nn.LeakyReLU(0.2, inplace=True)
         )
         self.upc2 = Chain(*stage(norm, 16 * w, 8 * w, 8 * w, 4 * w, first=SplitConv))  # 8 x 8
         self.upc3 = Chain(*stage(norm, 8 * w, 4 * w, 4 * w, 2 * w, first=SplitConv))  # 16 x 16

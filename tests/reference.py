@@ -72,10 +72,21 @@ def moved(x, flow):
     return upper * (1 - down) + lower * down
 
 
+def encode(model, x, c):
+    """The classic encoder: x (B, 3, 64, 64) -> h (B, g_dim), the feature maps before each pooling."""
+    encoder, skips = model.encoder, []
+    for chain in (encoder.c1, encoder.c2, encoder.c3, encoder.c4):
+        skips.append(chain(x, c))
+        x = F.max_pool2d(skips[-1], 2)
+    conv = encoder.c5[0]
+    return encoder.c5[1:](F.conv2d(x, conv.weight, conv.bias), c).flatten(1), skips
+
+
 def decode(model, g, skips, c, draw=None):
     """The classic decoder: upsample, concatenate the skip (and z = draw(k, d)), convolve; an aligned skip's share moves."""
     decoder = model.decoder
-    d = decoder.upc1(g[:, :, None, None], c)
+    conv = decoder.upc1[0]
+    d = decoder.upc1[1:](F.conv_transpose2d(g[:, :, None, None], conv.weight, conv.bias), c)
     for k, (upc, skip) in enumerate(zip((decoder.upc2, decoder.upc3, decoder.upc4, decoder.upc5), reversed(skips))):
         conv = upc[0].main[0]
         inputs, weights = [F.interpolate(d, scale_factor=2, mode="nearest"), skip], [conv.weight]
@@ -109,7 +120,7 @@ def loss(model, frames, cond, teacher_forcing):
     """What model.loss returns; noise is drawn in its order."""
     n_past, (batch, length) = model.n_past, frames.shape[:2]
     cond = standardise(model, cond)
-    encoded = [model.encoder(frames[:, t], cond[:, t]) for t in range(length)]
+    encoded = [encode(model, frames[:, t], cond[:, t]) for t in range(length)]
     like = dict(device=frames.device, dtype=frames.dtype)
     eps, *level_eps = [torch.randn(length - 1, batch, *shape, **like) for shape in model.latent_shapes]
     mse = 0
@@ -119,7 +130,7 @@ def loss(model, frames, cond, teacher_forcing):
     x_hat = None
     for i in range(1, length):
         given = i - 1 < n_past or teacher_forcing
-        h, skips[i - 1] = encoded[i - 1] if given else model.encoder(x_hat, cond[:, i - 1])
+        h, skips[i - 1] = encoded[i - 1] if given else encode(model, x_hat, cond[:, i - 1])
         mu, logvar, posterior_state = gaussian(model.posterior, encoded[i][0], posterior_state)
         z = mu + torch.exp(logvar / 2) * eps[i - 1]
         prior = Normal(torch.zeros_like(mu), torch.ones_like(mu))
@@ -153,13 +164,13 @@ def predict(model, past, cond, n_future, eps, truth=None):
     x, skips, frames = past[:, 0], {}, []
     state = posterior_state = prior_state = None
     for i in range(1, n_past + n_future):
-        h, skips[i - 1] = model.encoder(x, cond[:, i - 1])
+        h, skips[i - 1] = encode(model, x, cond[:, i - 1])
         mu, logvar = torch.zeros_like(eps[0][0]), torch.zeros_like(eps[0][0])
         if model.prior is not None:
             mu, logvar, prior_state = gaussian(model.prior, h, prior_state)
         target = past[:, i] if i < n_past else truth[:, i] if truth is not None else None
         if target is not None:
-            h_target, skips_target = model.encoder(target, cond[:, i])
+            h_target, skips_target = encode(model, target, cond[:, i])
             mu, logvar, posterior_state = gaussian(model.posterior, h_target, posterior_state)
         z = mu + torch.exp(logvar / 2) * eps[0][i - 1]
 

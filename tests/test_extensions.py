@@ -189,7 +189,7 @@ def test_every_convolution_is_modulated_after_its_normalisation(cond_conv, netwo
         kinds = [type(module).__name__ for module in model.get_submodule(name).modules()]
         layers = " ".join(k for k in kinds if k not in (name.title(), "Chain", "VGGLayer", "Linear", "MaxPool2d"))
         modulation = " Modulation" if name in networks else ""
-        layer = rf"(?:Conv2d|ConvTranspose2d|SplitConv)(?: BatchNorm2d)?{modulation} (?:LeakyReLU|Tanh|Sigmoid)"
+        layer = rf"\w*Conv\w*(?: BatchNorm2d)?{modulation} (?:LeakyReLU|Tanh|Sigmoid)"
         assert re.fullmatch(rf"({layer} ?)+", layers) and len(re.findall(layer, layers)) == 11
 
 

@@ -1,5 +1,7 @@
 """models/: the formulas against a step-by-step reference, and what prediction may and may not see."""
 
+import copy
+
 import pytest
 import reference
 import torch
@@ -117,6 +119,14 @@ def test_winograds_rounding_error():
     with torch.no_grad():
         exact, rounded = conv.double()(x.double()), winograd.WinogradConv(conv, torch.bfloat16)(x)
     assert (rounded - exact).std() < 0.0073 * exact.std()
+
+
+def test_the_taps_of_an_upsampling_kernel_are_summed_before_they_are_rounded():
+    decoder = tiny().float().decoder
+    exact = vgg64.for_prediction(copy.deepcopy(decoder)).upsampling_kernels()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = vgg64.for_prediction(decoder).upsampling_kernels()
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(exact, rounded, strict=True))
 
 
 def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
