@@ -149,7 +149,10 @@ class PackedDataset(Dataset):
         clips, shares = np.array([key if isinstance(key, tuple) else (key, 0.0) for key in keys]).T
         clips = clips.astype(np.int64)
         first = self.firsts[clips] + (shares * (self.lengths[clips] - self.n_frames + 1)).astype(np.int64)
-        rows = torch.from_numpy(first[:, None] + np.arange(self.n_frames)).to(self.cond.device)
+        rows = torch.from_numpy(first[:, None] + np.arange(self.n_frames))
+        if self.cond.is_cuda:
+            rows = rows.pin_memory()  # a copy from other memory waits for all that the GPU has to do
+        rows = rows.to(self.cond.device, non_blocking=True)
         shape = (*rows.shape, SIZE, SIZE, 3)
         if self.device is None:
             frames = torch.empty(shape, dtype=torch.uint8)

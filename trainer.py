@@ -224,6 +224,7 @@ def fit(make_model, train_set, val_set, args):
                     bar.close()
                     return stopped(signal_number)
             check()
+            state["seconds"] = time.perf_counter() - began  # the device has finished now
             mean = dict(zip(names, (sums / state["step"]).tolist()))
             row = dict.fromkeys(COLUMNS, "") | mean | dict(
                 epoch=epoch + 1, tfr=tfr, lr=optimizer.param_groups[0]["lr"], seconds=state["seconds"], frames_per_second=state["step"] * n_frames / state["seconds"],
@@ -330,7 +331,14 @@ def make_optimizer(model, args, device):
     if args.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), args.lr, betas=(args.beta1, 0.999), fused=fused)
     if args.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), args.lr, momentum=args.beta1, fused=fused)
+        optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.beta1, fused=fused)
+        for weight in (
+            model.parameters() if args.beta1 else ()
+        ):  # torch fails where some have one and some, still without
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(
+                weight
+            )  # a gradient at KL weight 0, have none
+        return optimizer
     return torch.optim.RMSprop(model.parameters(), args.lr, momentum=args.beta1)
 
 

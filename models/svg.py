@@ -220,12 +220,15 @@ class SVG(nn.Module):
                 mu_p, logvar_p, prior_state = self.prior(source, prior_state)
             priors[0].append((mu_p, logvar_p))
             g, state = self.frame_predictor(torch.cat([c[at], source, z[0][at]], -1), state)
+            level_z, level_priors = [z_l[at] for z_l in z[1:]], []
 
             def latent(k, d):
-                priors[k + 1].append(self.levels[k].prior(level_skips[k], d))
-                return z[k + 1][at]
+                level_priors.append(self.levels[k].prior(level_skips[k], d))
+                return level_z[k]
 
             predicted.append(self.decode(g, c[at], kernels, terms, steps, latent))
+            for found, prior in zip(priors[1:], level_priors):
+                found.append(prior)
             if steps[-1] == n_steps:
                 break
             steps = range(steps[-1] + 1, steps[-1] + 2)

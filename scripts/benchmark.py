@@ -42,12 +42,12 @@ from models import SVG, PoseCVAE, vgg64  # noqa: E402
 from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
-def matmul_rate(device, dtype, n=4096):
+def matmul_rate(device, dtype, n=8192):
     """The machine's matrix-product rate in TFLOP/s: the best of a few (n, n) products.
 
     Of float32 on a GPU in TF32, which is how torch convolves there by default.
     """
-    n = n if device.type == "cuda" else n // 2
+    n = n if device.type == "cuda" else n // 4
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     seconds = min(timed(lambda: a @ b, device)[0] for _ in range(10))
@@ -182,50 +182,64 @@ def step_memory(on, *args, **kwargs):
 def train(args):
     """Time a training step against the step-by-step reference, one optimisation after another."""
     device = choose_device(args.device)
-    torch.backends.cudnn.benchmark = True
     torch._dynamo.config.recompile_limit = 64  # the LSTMs share their code, and two modes are compiled side by side
     rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     rows, profiles, variants = [], [], stages(device, args.compile or device.type == "cuda")
     keep = [name for name, on in variants.items() if "memory" in on]
     for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
-        torch._dynamo.reset()
         setting = (prior, batch, args.width, teacher_forcing, device)
-        steps = {name: make_step(on, *setting) for name, on in variants.items()}
-        seconds = interleaved(steps, device, args.repeats, keep)
-        mode = "teacher-forced" if teacher_forcing else "free-running"
-        for name, on in variants.items():
-            if not on & {"default", "reduce-overhead"}:  # the counter does not see what is compiled, which is the same
-                with FlopCounterMode(display=False) as counter:
-                    steps[name]()
-            flops = counter.get_total_flops() / seconds[name] / 1e12
-            rate = rates[torch.bfloat16 if "bf16" in on else torch.float32]
-            rows.append({
-                "mode": mode, "prior": prior, "batch": batch, "variant": name,
-                "ms": 1000 * seconds[name], "frames/s": 12 * batch / seconds[name], "TFLOP/s": flops,
-                "% of matmul rate": 100 * flops / rate, "times faster": seconds[next(iter(variants))] / seconds[name],
-                "peak GiB": peak_memory(device, step_memory, on, *setting),
-            })  # fmt: skip
-        profiles.append(profile(f"{mode}, {prior} prior, batch {batch}, {name}", steps[name], device))
-        del steps
+        mode = {"mode": "teacher-forced" if teacher_forcing else "free-running", "prior": prior, "batch": batch}
+        try:
+            found, profiled = time_setting(setting, variants, keep, rates, args.repeats)
+        except torch.OutOfMemoryError:
+            if not rows:
+                raise
+            tqdm.write(f"{mode}: left out, the GPU's memory is full", file=sys.stderr)
+            continue
+        rows += [mode | row for row in found]
+        profiles += ["", ", ".join(map(str, mode.values())) + ": " + profiled[0], *profiled[1:]]
     note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", note, rows, profiles)
 
 
+def time_setting(setting, variants, keep, rates, repeats):
+    """The rows of `train` for one (prior, batch, width, teacher_forcing, device), and the last variant's profile."""
+    device, dtypes = setting[-1], (torch.float32, torch.bfloat16)
+    torch._dynamo.reset()
+    steps = {name: make_step(on, *setting) for name, on in variants.items()}
+    seconds = interleaved(steps, device, repeats, keep)
+    rows, slowest = [], seconds[next(iter(variants))]
+    for name, on in variants.items():
+        if not on & {"default", "reduce-overhead"}:  # the counter does not see what is compiled, which is the same
+            with FlopCounterMode(display=False) as counter:
+                steps[name]()
+        flops = counter.get_total_flops() / seconds[name] / 1e12
+        rows.append({
+            "variant": name, "ms": 1000 * seconds[name], "frames/s": 12 * setting[1] / seconds[name], "TFLOP/s": flops,
+            "% of matmul rate": 100 * flops / rates[dtypes["bf16" in on]], "times faster": slowest / seconds[name],
+            "peak GiB": peak_memory(device, step_memory, on, *setting),
+        })  # fmt: skip
+    return rows, profile(f"{name}, a step of {1000 * seconds[name]:.0f} ms", steps[name], device)
+
+
 def profile(title, step, device, most=8):
-    """What limits a step: its most expensive operations and their share of the device's time, as Markdown lines."""
+    """What limits a step: its most expensive operations (of a GPU: kernels) and their share of the time, as Markdown lines."""
     with torch.profiler.profile() as found:
         step()
-    time_of = lambda event: event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-    events = sorted(found.key_averages(), key=time_of, reverse=True)
+    time_of = lambda event: event.self_cpu_time_total
+    events = found.key_averages()
+    if device.type == "cuda":  # operations have their kernels' time too
+        time_of = lambda event: event.self_device_time_total
+        events = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    events = sorted(events, key=time_of, reverse=True)
     busy = sum(map(time_of, events))
-    lines = [f"{time_of(e) / busy:.0%} {e.key[:60]} ({e.count} calls)" for e in events[:most]]
-    return ["", f"{title}: {busy / 1000:.0f} ms of work in operations", *(f"- {line}" for line in lines)]
+    lines = [f"- {time_of(e) / busy:.0%} {e.key[:80]} ({e.count} calls)" for e in events[:most]]
+    return [f"{title}, {busy / 1000:.0f} of work in operations", *lines]
 
 
 def extensions(args):
     """Time a training step of SVG-LP with each extension against one without."""
     device = choose_device(args.device)
-    torch.backends.cudnn.benchmark = True
     everything = list(stages(device, False).values())[-1]
     variants = {
         "plain": {},
@@ -277,7 +291,6 @@ def make_pose_step(on, batch, teacher_forcing, device, frames=16):
 def pose(args):
     """Time a training step of the pose model, 16 frames of 32 x 64, against its step-by-step reference."""
     device = choose_device(args.device)
-    torch.backends.cudnn.benchmark = True
     added = {"reference: one step at a time, float32": None, "+ drawings and true frames encoded in one call": "folded"}
     added |= {"+ channels last": "channels last", "+ bf16": "bf16", "+ fused Adam": "fused"}
     if device.type == "cpu":
@@ -516,6 +529,7 @@ def main():
                 "--reference_samples", type=int, default=4, help="futures a clip that the reference runs"
             )
     args = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
     args.function(args)
 
 

@@ -40,6 +40,24 @@ def test_a_step_is_the_one_with_torchs_clipping(optimizer, max_norm):
     assert failure.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+def test_a_weight_may_have_its_first_gradient_later(optimizer, beta1):
+    """As the learned prior does where the KL weight begins at 0."""
+    args = argparse.Namespace(optimizer=optimizer, lr=0.1, beta1=beta1)
+    alone, pair, failure = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.zeros(2, dtype=torch.float64)
+    pair.load_state_dict(alone.state_dict())
+    ours, theirs = trainer.make_optimizer(pair, args, DEVICE), trainer.make_optimizer(alone, args, DEVICE)
+    for k in range(3):
+        pair.weight.grad = torch.ones(2, 2)
+        if k > 0:
+            pair.bias.grad, alone.bias.grad = torch.full((2,), float(k)), torch.full((2,), float(k))
+            trainer.update(theirs, 0, failure, k + 1, torch.tensor(1.0))
+        trainer.update(ours, 0, failure, k + 1, torch.tensor(1.0))
+    torch.testing.assert_close(pair.bias, alone.bias)
+    assert not torch.equal(pair.weight, alone.weight)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 def test_no_step_from_the_first_bad_gradient_on(optimizer, value):
