@@ -197,7 +197,7 @@ def train(args):
             tqdm.write(f"{mode}: left out, the GPU's memory is full", file=sys.stderr)
             continue
         rows += [mode | row for row in found]
-        profiles += ["", ", ".join(map(str, mode.values())) + ": " + profiled[0], *profiled[1:]]
+        profiles.append(["", ", ".join(map(str, mode.values())) + f", {profiled[0]}", *profiled[1:]])
     note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", note, rows, profiles)
 
