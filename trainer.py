@@ -332,12 +332,10 @@ def make_optimizer(model, args, device):
         return torch.optim.Adam(model.parameters(), args.lr, betas=(args.beta1, 0.999), fused=fused)
     if args.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.beta1, fused=fused)
-        for weight in (
-            model.parameters() if args.beta1 else ()
-        ):  # torch fails where some have one and some, still without
-            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(
-                weight
-            )  # a gradient at KL weight 0, have none
+        if args.beta1:
+            # torch's fused SGD fails where some weights have a momentum and others, without a gradient so far, have none.
+            for weight in model.parameters():
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return optimizer
     return torch.optim.RMSprop(model.parameters(), args.lr, momentum=args.beta1)
 

@@ -220,6 +220,7 @@ class SVG(nn.Module):
                 mu_p, logvar_p, prior_state = self.prior(source, prior_state)
             priors[0].append((mu_p, logvar_p))
             g, state = self.frame_predictor(torch.cat([c[at], source, z[0][at]], -1), state)
+            # This step's alone: with `at` and the growing lists, torch.compile would compile the decoder anew at every step.
             level_z, level_priors = [z_l[at] for z_l in z[1:]], []
 
             def latent(k, d):

@@ -42,12 +42,12 @@ from models import SVG, PoseCVAE, vgg64  # noqa: E402
 from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
-def matmul_rate(device, dtype, n=8192):
+def matmul_rate(device, dtype):
     """The machine's matrix-product rate in TFLOP/s: the best of a few (n, n) products.
 
     Of float32 on a GPU in TF32, which is how torch convolves there by default.
     """
-    n = n if device.type == "cuda" else n // 4
+    n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     seconds = min(timed(lambda: a @ b, device)[0] for _ in range(10))
@@ -188,16 +188,17 @@ def train(args):
     keep = [name for name, on in variants.items() if "memory" in on]
     for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
         setting = (prior, batch, args.width, teacher_forcing, device)
-        mode = {"mode": "teacher-forced" if teacher_forcing else "free-running", "prior": prior, "batch": batch}
+        mode = "teacher-forced" if teacher_forcing else "free-running"
+        title = f"{mode}, {prior} prior, batch {batch}"
         try:
             found, profiled = time_setting(setting, variants, keep, rates, args.repeats)
         except torch.OutOfMemoryError:
             if not rows:
                 raise
-            tqdm.write(f"{mode}: left out, the GPU's memory is full", file=sys.stderr)
+            tqdm.write(f"{title}: left out, the GPU's memory is full", file=sys.stderr)
             continue
-        rows += [mode | row for row in found]
-        profiles.append(["", ", ".join(map(str, mode.values())) + f", {profiled[0]}", *profiled[1:]])
+        rows += [{"mode": mode, "prior": prior, "batch": batch} | row for row in found]
+        profiles.append(["", f"{title}, {profiled[0]}", *profiled[1:]])
     note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", note, rows, profiles)
 
@@ -234,7 +235,7 @@ def profile(title, step, device, most=8):
     events = sorted(events, key=time_of, reverse=True)
     busy = sum(map(time_of, events))
     lines = [f"- {time_of(e) / busy:.0%} {e.key[:80]} ({e.count} calls)" for e in events[:most]]
-    return [f"{title}, {busy / 1000:.0f} of work in operations", *lines]
+    return [f"{title}, {busy / 1000:.0f} ms of work in operations", *lines]
 
 
 def extensions(args):

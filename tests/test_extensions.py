@@ -189,7 +189,8 @@ def test_every_convolution_is_modulated_after_its_normalisation(cond_conv, netwo
         kinds = [type(module).__name__ for module in model.get_submodule(name).modules()]
         layers = " ".join(k for k in kinds if k not in (name.title(), "Chain", "VGGLayer", "Linear", "MaxPool2d"))
         modulation = " Modulation" if name in networks else ""
-        layer = rf"\w*Conv\w*(?: BatchNorm2d)?{modulation} (?:LeakyReLU|Tanh|Sigmoid)"
+        convolution = "Conv2d|ConvTranspose2d|SplitConv|FullConv|FullConvTranspose"
+        layer = rf"(?:{convolution})(?: BatchNorm2d)?{modulation} (?:LeakyReLU|Tanh|Sigmoid)"
         assert re.fullmatch(rf"({layer} ?)+", layers) and len(re.findall(layer, layers)) == 11
 
 
@@ -244,3 +245,18 @@ def test_trained_stopped_resumed_and_generated(tiny_data, tmp_path):
     result = run("generate.py", "--model_path", folder / "last.pt", "--log_dir", tmp_path / "out", *flags)
     assert result.returncode == 0, result.stderr
     assert json.load(open(tmp_path / "out/metrics.json"))["protocol"]["clips"] == 5
+
+
+def test_a_longer_clip_takes_no_more_compiled_graphs():
+    """A free-running step meets what the one before it was compiled for."""
+
+    def graphs(length):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = tiny(hierarchy=3)
+        for network in model.children():
+            network.compile(dynamic=False, backend="eager")
+        model.loss(*clips(1, length), teacher_forcing=False)
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    assert graphs(5) == graphs(7) > 0
