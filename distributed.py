@@ -5,11 +5,13 @@ does anything. Tensors on the host travel by gloo, those on GPUs by NCCL.
 """
 
 import contextlib
+import gc
 import os
 import warnings
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # else it comes later, with the process group in its functions' defaults, see leave()
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError
@@ -78,9 +80,14 @@ def gather(value):
 
 
 def leave():
-    """Part from the other processes, all being done."""
+    """Part from the other processes, all being done and the wrapped module gone.
+
+    The last reference to the process group ends its threads. One that still lets go of a tensor while the interpreter ends
+    aborts the process (pytorch/pytorch#190489).
+    """
     if size() > 1:
         dist.destroy_process_group()
+        gc.collect()  # a cycle of frames (matplotlib makes some) may still hold the module
 
 
 @contextlib.contextmanager

@@ -45,14 +45,21 @@ COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frame
 
 def fit(make_model, train_set, val_set, args):
     """Train make_model() by args (see options.py) into args.log_dir; returns the exit status."""
+    device, precision = choose_machine(args)
+    distributed.join(device)
+    status = train(make_model, train_set, val_set, args, device, precision)
+    distributed.leave()
+    return status
+
+
+def train(make_model, train_set, val_set, args, device, precision):
+    """`fit` between joining and leaving the other processes."""
     run = Path(args.resume or args.log_dir)
     checkpoint = load_checkpoint(run / "last.pt", "optimizer", "state") if args.resume else None
     if not args.resume and (run / "last.pt").exists():
         raise UserError(
             f"--log_dir {run}: holds a training already; go on with --resume {run} or choose another folder"
         )
-    device, precision = choose_machine(args)
-    distributed.join(device)
     rank, n_ranks = distributed.rank(), distributed.size()
     if args.batch_size % n_ranks or len(val_set) < n_ranks:
         raise UserError(
@@ -258,7 +265,6 @@ def fit(make_model, train_set, val_set, args):
                 print(report(row, args.niter))
             if signal_number := distributed.greatest(stop[0] if stop else 0):
                 return stopped(signal_number)
-    distributed.leave()
     if rank == 0:
         print(f"wrote {run}/last.pt, best.pt ({state['best_psnr']:.2f} dB), log.csv, curves.png, gen/")
     return 0

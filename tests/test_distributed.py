@@ -51,6 +51,25 @@ torch.save(content, sys.argv[1] + str(distributed.rank()))
 distributed.leave()
 """
 
+# train_learned_prior.py, and the names of a process's threads while it validates and at its end.
+THREADS = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import distributed, train_learned_prior, trainer
+synchronise = distributed.synchronise_buffers
+def threads(module=None):
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    with open(Path(folder) / os.environ["RANK"], "a") as file:
+        print(*names, file=file)
+    return module and synchronise(module)
+distributed.synchronise_buffers = threads
+folder = sys.argv.pop(1)
+status = train_learned_prior.main()
+threads()
+sys.exit(status)
+"""
+
 
 def test_two_processes_of_batch_4_step_as_one_of_batch_8(tmp_path):
     script = tmp_path / "step.py"
@@ -78,6 +97,18 @@ def together(tiny_data, tmp_path_factory):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 2/2") == 1, "rank 0 alone speaks"
     return folder
+
+
+def test_no_thread_of_the_processes_meeting_is_left(tiny_data, tmp_path):
+    """Gloo's threads end before the interpreter does, where they may abort it."""
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 1]
+    result = run(*TORCHRUN, script, tmp_path, *COMMAND[1:], *flags)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        while_training, after = (tmp_path / str(rank)).read_text().splitlines()
+        assert "gloo" in while_training and "gloo" not in after
 
 
 def test_validation_is_shared_out(tiny_data, together, tmp_path):
