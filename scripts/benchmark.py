@@ -39,6 +39,7 @@ import trainer  # noqa: E402
 import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG, PoseCVAE, vgg64  # noqa: E402
+from options import count, number, positive  # noqa: E402
 from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
@@ -389,7 +390,7 @@ def _memory_of(make, *args):
 
 def report(args, name, note, rows, more=()):
     """Print the rows as a Markdown table and write them beside as NAME.md and NAME.json."""
-    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") and name != "data" else cpu_name()
+    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name()
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     show = lambda v: v if isinstance(v, str) else f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}"
     lines = [
@@ -504,31 +505,30 @@ def main():
         command = commands.add_parser(
             function.__name__, help=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        command.set_defaults(function=function)
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-        command.add_argument("--width", type=int, default=64, help="channels at 64x64")
-        command.add_argument("--repeats", type=int, default=3, help="timed repeats of each variant")
-        command.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
-        if function in (train, extensions):
-            batches = [16, 100] if torch.cuda.is_available() else [4, 16]
-            command.add_argument("--batch_size", type=int, nargs="+", default=batches, help="clips a step")
-            if function is train:
-                command.add_argument("--compile", action="store_true", help="time --compile too (CUDA: on)")
-            command.add_argument("--prior", nargs="+", default=["fixed", "learned"], help="which priors")
-        elif function is pose:
-            command.add_argument("--batch_size", type=int, nargs="+", default=[2], help="clips a step")
+        command.set_defaults(function=function, device="cpu")
+        add = command.add_argument
+        add("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
+        if function is not data:
+            add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+            add("--repeats", type=count, default=3, help="timed repeats of each variant")
+        if function in (train, extensions, predict):
+            add("--width", type=count, default=64, help="channels at 64x64")
+        if function in (train, extensions, pose):
+            batches = [2] if function is pose else [16, 100] if torch.cuda.is_available() else [4, 16]
+            add("--batch_size", type=number(int, 2), nargs="+", default=batches, help="clips a step")
+        if function is train:
+            add("--compile", action="store_true", help="time --compile too (CUDA: on)")
+            add("--prior", nargs="+", choices=["fixed", "learned"], default=["fixed", "learned"], help="which priors")
+        elif function is predict:
+            add("--clips", type=count, default=16, help="clips")
+            add("--n_samples", type=count, default=100, help="futures a clip")
+            add("--reference_samples", type=count, default=4, help="futures a clip that the reference runs")
         elif function is data:
-            command.add_argument("--data_root", default="data/pushing_sample", help="data set in the folder layout")
-            command.add_argument("--n_clips", type=int, default=128, help="training clips to use")
-            command.add_argument("--n_frames", type=int, default=12, help="frames of a window")
-            command.add_argument("--batch_size", type=int, default=16, help="clips a batch")
-            command.add_argument("--seconds", type=float, default=5, help="time to measure each way")
-        else:
-            command.add_argument("--clips", type=int, default=16, help="clips")
-            command.add_argument("--n_samples", type=int, default=100, help="futures a clip")
-            command.add_argument(
-                "--reference_samples", type=int, default=4, help="futures a clip that the reference runs"
-            )
+            add("--data_root", default="data/pushing_sample", help="data set in the folder layout")
+            add("--n_clips", type=count, default=128, help="training clips to use")
+            add("--n_frames", type=count, default=12, help="frames of a window")
+            add("--batch_size", type=count, default=16, help="clips a batch")
+            add("--seconds", type=positive, default=5, help="time to measure each way")
     args = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     args.function(args)

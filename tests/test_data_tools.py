@@ -585,17 +585,3 @@ def test_download_faults(server, tmp_path):
     archive.rename(f"{archive}.part")
     server.size = 10
     one_line(download(folder), f"{archive}.part", "longer than the archive")
-
-
-# --- benchmark.py
-
-
-def test_benchmark(folders, tmp_path):
-    result = command(
-        *"scripts/benchmark.py data --n_frames 3 --n_clips 4 --batch_size 2 --seconds 0.1 --data_root".split(),
-        *(folders, "--out", tmp_path),
-    )
-    assert result.returncode == 0, result.stderr
-    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
-    assert len(rows) == 7 and all(row["clips/s"] > 0 and row["clips/s a core"] > 0 for row in rows)
-    assert all(f"| {row['way']} |" in result.stdout for row in rows)

@@ -1,0 +1,106 @@
+"""scripts/benchmark.py: what it counts and writes, never how long anything took."""
+
+import argparse
+import json
+import sys
+from functools import partial
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import benchmark  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def rows_of(folder, name):
+    """What a benchmark wrote: the JSON rows, each of them a row of the Markdown table."""
+    rows = json.loads((folder / f"{name}.json").read_text())["rows"]
+    table = (folder / f"{name}.md").read_text().splitlines()
+    assert table[2] == f"| {' | '.join(rows[0])} |" and all(line.startswith("| ") for line in table[4 : 4 + len(rows)])
+    return rows
+
+
+def test_train(monkeypatch, tmp_path):
+    """Each optimisation computes less or the same, by the count of operations, and all are profiled."""
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *args: 1.0)  # a process a row
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda *args: 1.0)
+    args = argparse.Namespace(
+        device="cpu", compile=False, batch_size=[2], prior=["learned"], width=2, repeats=1, out=tmp_path
+    )
+    benchmark.train(args)
+    rows = rows_of(tmp_path, "train")
+    for mode in ("teacher-forced", "free-running"):
+        operations = [row["TFLOP/s"] * row["ms"] for row in rows if row["mode"] == mode]
+        reference, folded, upsampling, *others = operations
+        assert reference > 1.05 * folded > 1.05 * 1.05 * upsampling
+        assert others == pytest.approx(4 * [upsampling])
+    assert [row["times faster"] == 1 for row in rows] == 2 * [True, *6 * [False]]
+    text = (tmp_path / "train.md").read_text()
+    for mode in ("teacher-forced", "free-running"):
+        assert f"\n{mode}, learned prior, batch 2, + freed memory kept, a step of " in text
+
+
+def test_plain_upsampling_is_another_way_to_the_same(monkeypatch):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 3, 3)
+    upsample = lambda: benchmark.vgg64.upsample_conv(x, benchmark.vgg64.upsampling_kernel(weight))
+    fast = upsample()
+    with benchmark.plain_upsampling(True):
+        kernel = benchmark.vgg64.upsampling_kernel(weight)
+        torch.testing.assert_close(upsample(), fast)
+    assert kernel.shape != benchmark.vgg64.upsampling_kernel(weight).shape
+
+
+@pytest.mark.parametrize("command", ["extensions --batch_size 2 --width 2", "pose --batch_size 2"])
+def test_extensions_and_pose(monkeypatch, tmp_path, command):
+    name = command.split()[0]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *command.split(), "--repeats", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(benchmark, "choose_device", lambda name: CPU)
+    monkeypatch.setattr(benchmark, "PoseCVAE", partial(benchmark.PoseCVAE, 3, 8, 4, 4, 12))
+    benchmark.main()
+    rows = rows_of(tmp_path, name)
+    assert {row["mode"] for row in rows} == {"teacher-forced", "free-running"}
+    assert len(rows) == 12 and all(row["ms"] > 0 for row in rows)
+
+
+def test_predict(tmp_path):
+    flags = "--device cpu --width 2 --clips 2 --n_samples 3 --reference_samples 1 --repeats 1 --out"
+    result = run("scripts/benchmark.py", "predict", *flags.split(), tmp_path)
+    assert result.returncode == 0, result.stderr
+    reference, ours = rows_of(tmp_path, "predict")
+    assert reference["variant"] == "reference, 1 samples x 3, posterior"
+    assert ours["times faster"] == pytest.approx(reference["seconds"] / ours["seconds"])
+    assert 0 < reference["peak GiB"] < 1 and 0 < ours["peak GiB"] < 1
+
+
+def test_the_references_time_is_scaled_up_to_all_samples(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *args: 1.0)
+    measured = {"reference": 4.0, "posterior": 1.0, "ours": 3.0}
+    monkeypatch.setattr(benchmark, "interleaved", lambda *args: measured)
+    benchmark.predict(argparse.Namespace(
+        device="cpu", width=2, clips=2, n_samples=10, reference_samples=2, repeats=1, out=tmp_path
+    ))  # fmt: skip
+    assert [row["seconds"] for row in rows_of(tmp_path, "predict")] == [21, 3]
+
+
+def test_peak_memory():
+    made = benchmark.peak_memory(CPU, partial, torch.ones, 1 << 26)  # of 4 bytes
+    assert made == pytest.approx(0.25, abs=0.02)
+
+
+def test_data(tiny_data, tmp_path):
+    flags = "--n_frames 3 --n_clips 4 --batch_size 2 --seconds 0.1 --data_root"
+    result = run("scripts/benchmark.py", "data", *flags.split(), tiny_data, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(tmp_path, "data")
+    assert len(rows) == 7 and all(row["clips/s"] > 0 and row["clips/s a core"] > 0 for row in rows)
+    assert all(f"| {row['way']} |" in result.stdout for row in rows)
+
+
+def test_a_batch_of_one_clip_is_refused(tmp_path):
+    """BatchNorm could not train on it."""
+    result = run("scripts/benchmark.py", "train", "--batch_size", "1", "--out", tmp_path)
+    assert result.returncode == 2 and "argument --batch_size" in result.stderr and "Traceback" not in result.stderr
