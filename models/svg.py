@@ -138,10 +138,14 @@ class SVG(nn.Module):
 
     # The networks, on time-major sequences.
 
-    def encode(self, x, c):
-        """Frames (T, B, 3, 64, 64), their conditions (T, B, D) -> h (T, B, g_dim), skips [(T, B, C, H, W)] * 4, in one call."""
-        h, skips = self.encoder(x.flatten(0, 1), c.flatten(0, 1))
-        return h.unflatten(0, x.shape[:2]), [s.unflatten(0, x.shape[:2]) for s in skips]
+    def encode(self, x, c, n_skips):
+        """Frames (T, B, 3, 64, 64), their conditions (T, B, D) -> h (T, B, g_dim), skips [(n_skips, B, C, H, W)] * 4, in one call.
+
+        The skips are those of the first n_skips frames; with `hierarchy`, whose levels read them, of all.
+        """
+        n, batch = len(x) if self.levels else n_skips, x.shape[1]
+        h, skips = self.encoder(x.flatten(0, 1), c.flatten(0, 1), n * batch)
+        return h.unflatten(0, (-1, batch)), [s.unflatten(0, (n, batch)) for s in skips]
 
     def skip_index(self, i):
         """The frame whose skip features step i pastes."""
@@ -153,9 +157,8 @@ class SVG(nn.Module):
     def skip_terms(self, skips, first=0):
         """The decoder's skip terms of frames first, first + 1, ...: {frame: [(B, C, H, W)] * 4}."""
         terms = self.decoder.skip_terms([s.flatten(0, 1) for s in skips])
-        n = len(skips[0])
-        terms = [t.unflatten(0, (n, -1)) for t in terms]
-        return {first + j: [t[j] for t in terms] for j in range(n)}
+        # Split, whose gradient is one concatenation in channels last memory; an index's is a whole tensor of zeros each.
+        return dict(enumerate(zip(*[t.split(skips[0].shape[1]) for t in terms]), first))
 
     def upsampling_kernels(self):
         """What `upsample_conv` takes in the decoder's stages, and in the levels: two lists."""
@@ -202,10 +205,10 @@ class SVG(nn.Module):
         """
         x, c = frames.transpose(0, 1), self._condition(cond)
         n_steps = len(x) - 1
-        h, skips = self.encode(x, c)
+        n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
+        h, skips = self.encode(x, c, n_skips)
         q = self.posteriors(h[1:], [s[1:] for s in skips])
         z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
-        n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
         terms, kernels = self.skip_terms([s[:n_skips] for s in skips]), self.upsampling_kernels()
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
@@ -233,7 +236,7 @@ class SVG(nn.Module):
             if steps[-1] == n_steps:
                 break
             steps = range(steps[-1] + 1, steps[-1] + 2)
-            source, skips = self.encode(predicted[-1][-1:], c[steps[0] - 1 : steps[0]])
+            source, skips = self.encode(predicted[-1][-1:], c[steps[0] - 1 : steps[0]], int(self.last_frame_skip))
             level_skips = self.level_skips(skips)
             if self.last_frame_skip:
                 terms = self.skip_terms(skips, first=steps[0] - 1)
@@ -297,13 +300,13 @@ class SVG(nn.Module):
         sizes = [math.prod(shape) for shape in self.latent_shapes]
         noise = draw_noise(n_samples, batch, n_past + n_future - 1, sum(sizes), generator, past).flatten(1, 2)
         noise = [eps.unflatten(-1, shape) for eps, shape in zip(noise.split(sizes, -1), self.latent_shapes)]
-        h, skips = self.encode(past.transpose(0, 1), c[:n_past])
         pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
+        h, skips = self.encode(past.transpose(0, 1), c[:n_past], pasted + 1)
         terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], pasted)
         kernels = self.upsampling_kernels()
         truth = h[1:], [s[1:] for s in skips]
         if target is not None:
-            truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]])
+            truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]], 0)
         q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
         del truth  # its skips are larger than all the rest
 
@@ -333,7 +336,7 @@ class SVG(nn.Module):
             x = self.decode(g, c[at], kernels, terms, [i], latent)
             predicted[i - n_past] = x[0]
             if i < n_past + n_future - 1:
-                source, skips = self.encode(x, c[i : i + 1])
+                source, skips = self.encode(x, c[i : i + 1], int(self.last_frame_skip))
                 level_skips = self.level_skips(skips)
                 if self.last_frame_skip:
                     terms = self.skip_terms(skips, first=i)

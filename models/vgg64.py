@@ -152,14 +152,19 @@ class Encoder(nn.Module):
         self.c5 = Chain(FullConv(8 * w, g_dim, 4), normalise(norm, g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
         self.mp = nn.MaxPool2d(2)
 
-    def forward(self, x, c=None):
-        """x (N, 3, 64, 64) -> h (N, g_dim), skips [(N, w, 64, 64), (N, 2w, 32, 32), (N, 4w, 16, 16), (N, 8w, 8, 8)]."""
-        h1 = self.c1(x, c)
-        h2 = self.c2(self.mp(h1), c)
-        h3 = self.c3(self.mp(h2), c)
-        h4 = self.c4(self.mp(h3), c)
-        h5 = self.c5(self.mp(h4), c)
-        return h5.flatten(1), [h1, h2, h3, h4]
+    def forward(self, x, c=None, n_skips=None):
+        """x (N, 3, 64, 64) -> h (N, g_dim), and skips [(n, w, 64, 64), (n, 2w, 32, 32), (n, 4w, 16, 16), (n, 8w, 8, 8)].
+
+        The skips are those of the first n_skips rows, of all by default.
+        """
+        skips = []
+        for stage in (self.c1, self.c2, self.c3, self.c4):
+            last, activation = stage[-1].main[:-1], stage[-1].main[-1]
+            x = last(stage[:-1](x, c), c)
+            skips.append(F.leaky_relu(x[:n_skips], activation.negative_slope))
+            # As LeakyReLU rises, the maximum may come first: a quarter of the numbers.
+            x = activation(self.mp(x))
+        return self.c5(x, c).flatten(1), skips
 
 
 class Decoder(nn.Module):

@@ -252,7 +252,7 @@ def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training():
     """In training mode BatchNorm sees all frames of the clip at once, which is this project's definition."""
     model = tiny()
     frames, cond = (x.transpose(0, 1) for x in clips())
-    h, skips = model.encode(frames, cond)
+    h, skips = model.encode(frames, cond, len(frames))
     for t in range(len(frames)):
         h_t, skips_t = model.encoder(frames[t])
         torch.testing.assert_close(h[t], h_t)
@@ -262,7 +262,7 @@ def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training():
     conv = model.encoder.c1[0].main[0](frames.flatten(0, 1))
     bn.reset_running_stats()
     bn.momentum = 1.0
-    model.train().encode(frames, cond)
+    model.train().encode(frames, cond, 1)
     torch.testing.assert_close(bn.running_mean, conv.mean((0, 2, 3)))
 
 
