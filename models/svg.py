@@ -155,7 +155,7 @@ class SVG(nn.Module):
         return min(i - 1, last_given)
 
     def skip_terms(self, skips, first=0):
-        """The decoder's skip terms of frames first, first + 1, ...: {frame: [(B, C, H, W)] * 4}."""
+        """The decoder's skip terms of frames first, first + 1, ...: {frame: 4 of (B, C, H, W)}."""
         terms = self.decoder.skip_terms([s.flatten(0, 1) for s in skips])
         # Split, whose gradient is one concatenation in channels last memory; an index's is a whole tensor of zeros each.
         return dict(enumerate(zip(*[t.split(skips[0].shape[1]) for t in terms]), first))
@@ -308,7 +308,7 @@ class SVG(nn.Module):
         if target is not None:
             truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]], 0)
         q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
-        del truth  # its skips are larger than all the rest
+        del truth  # with `hierarchy` its skips are larger than all the rest
 
         c, source = many(c), many(h[:1])
         predicted = past.new_empty(n_future, n_samples * batch, *past.shape[2:])

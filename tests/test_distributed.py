@@ -48,6 +48,7 @@ for step, (teacher_forcing, weight) in enumerate([(True, 1e-2), (False, 1e-2), (
     optimizer.zero_grad(set_to_none=True)
 content = [losses, gradients, model.state_dict(), at]
 torch.save(content, sys.argv[1] + str(distributed.rank()))
+del objective
 distributed.leave()
 """
 
@@ -56,17 +57,14 @@ THREADS = f"""
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-import distributed, train_learned_prior, trainer
+import distributed, train_learned_prior
+file = Path(sys.argv.pop(1), os.environ["RANK"]).open("w")
+def note_threads():
+    print(*[path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")], file=file)
 synchronise = distributed.synchronise_buffers
-def threads(module=None):
-    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    with open(Path(folder) / os.environ["RANK"], "a") as file:
-        print(*names, file=file)
-    return module and synchronise(module)
-distributed.synchronise_buffers = threads
-folder = sys.argv.pop(1)
+distributed.synchronise_buffers = lambda module: (note_threads(), synchronise(module))
 status = train_learned_prior.main()
-threads()
+note_threads()
 sys.exit(status)
 """
 
