@@ -13,7 +13,6 @@ to run step by step where this runs over a whole clip in one call.
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 
 def gaussian_net(n_in, n_hidden, n_z):
@@ -26,7 +25,7 @@ def gaussian_net(n_in, n_hidden, n_z):
 class Level(nn.Module):
     """One level's posterior, prior and way into the decoder, whose feature d here has n channels, as the encoder's.
 
-    Skips are time-major, (T, B, n, 2S, 2S); pooled, they are the encoder's features of size S.
+    Its features f are time-major, (T, B, n, S, S).
     """
 
     def __init__(self, n, n_z, learned_prior):
@@ -37,18 +36,18 @@ class Level(nn.Module):
         # A summand of the decoder's next convolution, conv(cat[u, s, z]), which has the bias.
         self.conv = nn.Conv2d(n_z, n, 3, 1, 1, bias=False)
 
-    def posterior(self, skip):
-        """skip of the true frames -> mu, logvar (T, B, n_z, S, S)."""
-        return self._gaussian(self.q, skip, F.max_pool2d(skip.flatten(0, 1), 2))
+    def posterior(self, f):
+        """f of the true frames -> mu, logvar (T, B, n_z, S, S)."""
+        return self._gaussian(self.q, f)
 
-    def prior(self, skip, d):
-        """skip of the source frames, d (T * B, n, S, S) -> mu, logvar (T, B, n_z, S, S)."""
+    def prior(self, f, d):
+        """f of the source frames, d (T * B, n, S, S) -> mu, logvar (T, B, n_z, S, S)."""
         if self.p is None:
-            zeros = d.new_zeros(*skip.shape[:2], self.n_z, *d.shape[2:])
+            zeros = d.new_zeros(*f.shape[:2], self.n_z, *d.shape[2:])
             return zeros, zeros
-        return self._gaussian(self.p, skip, F.max_pool2d(skip.flatten(0, 1), 2), d)
+        return self._gaussian(self.p, f, d)
 
-    def _gaussian(self, net, skip, *features):
-        with torch.autocast(skip.device.type, enabled=False):  # a KL needs more than bf16's 8 bits
-            gaussian = net(torch.cat(features, 1).to(net[0].weight.dtype))
-        return gaussian.unflatten(0, skip.shape[:2]).chunk(2, 2)
+    def _gaussian(self, net, f, *d):
+        with torch.autocast(f.device.type, enabled=False):  # a KL needs more than bf16's 8 bits
+            gaussian = net(torch.cat([f.flatten(0, 1), *d], 1).to(net[0].weight.dtype))
+        return gaussian.unflatten(0, f.shape[:2]).chunk(2, 2)

@@ -68,8 +68,9 @@ class AddShared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        runs = zip(grad.split(ctx.sizes), ctx.batches)
-        return grad, None, *[rows.unflatten(0, (-1, batch)).sum(0) for rows, batch in runs]
+        # Summed as (N, H, W, C), its order in memory, which the sum then keeps.
+        runs = zip(grad.movedim(1, -1).split(ctx.sizes), ctx.batches)
+        return grad, None, *[rows.unflatten(0, (-1, batch)).sum(0).movedim(-1, 1) for rows, batch in runs]
 
 
 @contextlib.contextmanager
@@ -139,13 +140,14 @@ class SVG(nn.Module):
     # The networks, on time-major sequences.
 
     def encode(self, x, c, n_skips):
-        """Frames (T, B, 3, 64, 64), their conditions (T, B, D) -> h (T, B, g_dim), skips [(n_skips, B, C, H, W)] * 4, in one call.
+        """Frames (T, B, 3, 64, 64), their conditions (T, B, D) -> h (T, B, g_dim), skips, features, in one call.
 
-        The skips are those of the first n_skips frames; with `hierarchy`, whose levels read them, of all.
+        skips [(n_skips, B, C, H, W)] * 4 are those of the first n_skips frames, features [(T, B, C, S, S)] what the levels
+        of `hierarchy` read, coarse to fine.
         """
-        n, batch = len(x) if self.levels else n_skips, x.shape[1]
-        h, skips = self.encoder(x.flatten(0, 1), c.flatten(0, 1), n * batch)
-        return h.unflatten(0, (-1, batch)), [s.unflatten(0, (n, batch)) for s in skips]
+        h, skips, pooled = self.encoder(x.flatten(0, 1), c.flatten(0, 1), n_skips * x.shape[1])
+        split = lambda t: t.unflatten(0, (-1, x.shape[1]))
+        return split(h), [split(s) for s in skips], [split(f) for f in pooled[::-1][: len(self.levels)]]
 
     def skip_index(self, i):
         """The frame whose skip features step i pastes."""
@@ -164,13 +166,9 @@ class SVG(nn.Module):
         """What `upsample_conv` takes in the decoder's stages, and in the levels: two lists."""
         return self.decoder.upsampling_kernels(), [upsampling_kernel(level.conv.weight) for level in self.levels]
 
-    def level_skips(self, skips):
-        """Those of the skips that the levels read, coarse to fine."""
-        return skips[::-1][: len(self.levels)]
-
-    def posteriors(self, h, skips):
+    def posteriors(self, h, features):
         """q(z_l | true frames) of every level: [(mu, logvar)], (T, B, ...) each."""
-        return [self.posterior(h)[:2], *(level.posterior(s) for level, s in zip(self.levels, self.level_skips(skips)))]
+        return [self.posterior(h)[:2], *(level.posterior(f) for level, f in zip(self.levels, features))]
 
     def decode(self, g, c, kernels, terms, steps, latent):
         """g (len(steps), B, g_dim), c (len(steps), B, D) -> frames (len(steps), B, 3, 64, 64), in one call.
@@ -206,14 +204,14 @@ class SVG(nn.Module):
         x, c = frames.transpose(0, 1), self._condition(cond)
         n_steps = len(x) - 1
         n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
-        h, skips = self.encode(x, c, n_skips)
-        q = self.posteriors(h[1:], [s[1:] for s in skips])
+        h, skips, features = self.encode(x, c, n_skips)
+        q = self.posteriors(h[1:], [f[1:] for f in features])
         z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
-        terms, kernels = self.skip_terms([s[:n_skips] for s in skips]), self.upsampling_kernels()
+        terms, kernels = self.skip_terms(skips), self.upsampling_kernels()
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
         n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
-        steps, source, level_skips = range(1, n_given + 1), h[:n_given], [s[:n_given] for s in self.level_skips(skips)]
+        steps, source, features = range(1, n_given + 1), h[:n_given], [f[:n_given] for f in features]
         state = prior_state = None
         predicted, priors = [], [[] for _ in q]
         while True:
@@ -227,7 +225,7 @@ class SVG(nn.Module):
             level_z, level_priors = [z_l[at] for z_l in z[1:]], []
 
             def latent(k, d):
-                level_priors.append(self.levels[k].prior(level_skips[k], d))
+                level_priors.append(self.levels[k].prior(features[k], d))
                 return level_z[k]
 
             predicted.append(self.decode(g, c[at], kernels, terms, steps, latent))
@@ -236,8 +234,9 @@ class SVG(nn.Module):
             if steps[-1] == n_steps:
                 break
             steps = range(steps[-1] + 1, steps[-1] + 2)
-            source, skips = self.encode(predicted[-1][-1:], c[steps[0] - 1 : steps[0]], int(self.last_frame_skip))
-            level_skips = self.level_skips(skips)
+            source, skips, features = self.encode(
+                predicted[-1][-1:], c[steps[0] - 1 : steps[0]], int(self.last_frame_skip)
+            )
             if self.last_frame_skip:
                 terms = self.skip_terms(skips, first=steps[0] - 1)
 
@@ -301,18 +300,18 @@ class SVG(nn.Module):
         noise = draw_noise(n_samples, batch, n_past + n_future - 1, sum(sizes), generator, past).flatten(1, 2)
         noise = [eps.unflatten(-1, shape) for eps, shape in zip(noise.split(sizes, -1), self.latent_shapes)]
         pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
-        h, skips = self.encode(past.transpose(0, 1), c[:n_past], pasted + 1)
+        h, skips, features = self.encode(past.transpose(0, 1), c[:n_past], pasted + 1)
         terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], pasted)
         kernels = self.upsampling_kernels()
-        truth = h[1:], [s[1:] for s in skips]
+        true_h, true_features = h[1:], [f[1:] for f in features]
         if target is not None:
-            truth = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]], 0)
-        q = [[many(p) for p in gaussian] for gaussian in self.posteriors(*truth)] if len(truth[0]) else None
-        del truth  # with `hierarchy` its skips are larger than all the rest
+            true_h, _, true_features = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]], 0)
+        q = self.posteriors(true_h, true_features) if len(true_h) else []
+        q = [[many(p) for p in gaussian] for gaussian in q]
 
         c, source = many(c), many(h[:1])
         predicted = past.new_empty(n_future, n_samples * batch, *past.shape[2:])
-        level_skips = [many(s[-1:]) for s in self.level_skips(skips)]  # of the first source frame whose step is decoded
+        features = [many(f[-1:]) for f in features]  # of the first source frame whose step is decoded
         state = prior_state = None
         for i in range(1, n_past + n_future):
             at = slice(i - 1, i)
@@ -328,7 +327,7 @@ class SVG(nn.Module):
                 continue
 
             def latent(k, d):
-                mu, logvar = self.levels[k].prior(level_skips[k], d)
+                mu, logvar = self.levels[k].prior(features[k], d)
                 if target is not None:
                     mu, logvar = [p[at] for p in q[k + 1]]
                 return reparameterize(mu, logvar, noise[k + 1][at])
@@ -336,8 +335,7 @@ class SVG(nn.Module):
             x = self.decode(g, c[at], kernels, terms, [i], latent)
             predicted[i - n_past] = x[0]
             if i < n_past + n_future - 1:
-                source, skips = self.encode(x, c[i : i + 1], int(self.last_frame_skip))
-                level_skips = self.level_skips(skips)
+                source, skips, features = self.encode(x, c[i : i + 1], int(self.last_frame_skip))
                 if self.last_frame_skip:
                     terms = self.skip_terms(skips, first=i)
                 del skips  # the decoder needs the room

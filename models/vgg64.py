@@ -139,6 +139,19 @@ def upsample_conv(x, kernel):
     return y.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
 
 
+class Fork(torch.autograd.Function):
+    """x and its first n rows, whose gradient is added to x's in place; a slice's own is as large as x, and mostly zeros."""
+
+    @staticmethod
+    def forward(ctx, x, n):
+        return x.view_as(x), x[:n]
+
+    @staticmethod
+    def backward(ctx, grad, grad_rows):
+        grad[: len(grad_rows)].add_(grad_rows)
+        return grad, None
+
+
 class Encoder(nn.Module):
     """A 64x64 frame to a vector and the four feature maps that the decoder may copy from."""
 
@@ -153,18 +166,19 @@ class Encoder(nn.Module):
         self.mp = nn.MaxPool2d(2)
 
     def forward(self, x, c=None, n_skips=None):
-        """x (N, 3, 64, 64) -> h (N, g_dim), and skips [(n, w, 64, 64), (n, 2w, 32, 32), (n, 4w, 16, 16), (n, 8w, 8, 8)].
+        """x (N, 3, 64, 64) -> h (N, g_dim), skips [(n, w, 64, 64), (n, 2w, 32, 32), (n, 4w, 16, 16), (n, 8w, 8, 8)], pooled.
 
-        The skips are those of the first n_skips rows, of all by default.
+        The skips are those of the first n_skips rows, of all by default. pooled are the four maps at half their size, of all.
         """
-        skips = []
+        skips, pooled = [], []
         for stage in (self.c1, self.c2, self.c3, self.c4):
             last, activation = stage[-1].main[:-1], stage[-1].main[-1]
-            x = last(stage[:-1](x, c), c)
-            skips.append(F.leaky_relu(x[:n_skips], activation.negative_slope))
+            x, pasted = Fork.apply(last(stage[:-1](x, c), c), n_skips)
+            skips.append(F.leaky_relu(pasted, activation.negative_slope))
             # As LeakyReLU rises, the maximum may come first: a quarter of the numbers.
             x = activation(self.mp(x))
-        return self.c5(x, c).flatten(1), skips
+            pooled.append(x)
+        return self.c5(x, c).flatten(1), skips, pooled
 
 
 class Decoder(nn.Module):
