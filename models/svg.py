@@ -69,8 +69,9 @@ class AddShared(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         # Summed as (N, H, W, C), its order in memory, which the sum then keeps.
-        runs = zip(grad.movedim(1, -1).split(ctx.sizes), ctx.batches)
-        return grad, None, *[rows.unflatten(0, (-1, batch)).sum(0).movedim(-1, 1) for rows, batch in runs]
+        add = lambda rows, batch: rows.movedim(1, -1).unflatten(0, (-1, batch)).sum(0).movedim(-1, 1)
+        runs = zip(grad.split(ctx.sizes), ctx.batches)
+        return grad, None, *[rows if len(rows) == batch else add(rows, batch) for rows, batch in runs]
 
 
 @contextlib.contextmanager
@@ -156,15 +157,15 @@ class SVG(nn.Module):
         last_given = self.n_past - 1 if self.skip_frame == "last" else max(self.n_past - 2, 0)
         return min(i - 1, last_given)
 
-    def skip_terms(self, skips, first=0):
+    def kernels(self):
+        """The decoder's kernels in the form in which it uses them, made once for all steps; and the levels'."""
+        return self.decoder.kernels(), [upsampling_kernel(level.conv.weight) for level in self.levels]
+
+    def skip_terms(self, skips, kernels, first=0):
         """The decoder's skip terms of frames first, first + 1, ...: {frame: 4 of (B, C, H, W)}."""
-        terms = self.decoder.skip_terms([s.flatten(0, 1) for s in skips])
+        terms = self.decoder.skip_terms([s.flatten(0, 1) for s in skips], kernels[0])
         # Split, whose gradient is one concatenation in channels last memory; an index's is a whole tensor of zeros each.
         return dict(enumerate(zip(*[t.split(skips[0].shape[1]) for t in terms]), first))
-
-    def upsampling_kernels(self):
-        """What `upsample_conv` takes in the decoder's stages, and in the levels: two lists."""
-        return self.decoder.upsampling_kernels(), [upsampling_kernel(level.conv.weight) for level in self.levels]
 
     def posteriors(self, h, features):
         """q(z_l | true frames) of every level: [(mu, logvar)], (T, B, ...) each."""
@@ -173,8 +174,8 @@ class SVG(nn.Module):
     def decode(self, g, c, kernels, terms, steps, latent):
         """g (len(steps), B, g_dim), c (len(steps), B, D) -> frames (len(steps), B, 3, 64, 64), in one call.
 
-        kernels and terms, of `upsampling_kernels` and `skip_terms`, are made once for all steps. B may be a multiple of
-        the terms' batch: n_samples futures of one clip share its skips.
+        kernels and terms are those of `self.kernels` and `self.skip_terms`. B may be a multiple of the terms' batch: n_samples
+        futures of one clip share its skips.
         latent(k, d) gives z of self.levels[k] for these steps, given the decoder's feature d there.
         """
         decoder_kernels, level_kernels = kernels
@@ -207,7 +208,8 @@ class SVG(nn.Module):
         h, skips, features = self.encode(x, c, n_skips)
         q = self.posteriors(h[1:], [f[1:] for f in features])
         z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
-        terms, kernels = self.skip_terms(skips), self.upsampling_kernels()
+        kernels = self.kernels()
+        terms = self.skip_terms(skips, kernels)
 
         # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
         n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
@@ -238,7 +240,7 @@ class SVG(nn.Module):
                 predicted[-1][-1:], c[steps[0] - 1 : steps[0]], int(self.last_frame_skip)
             )
             if self.last_frame_skip:
-                terms = self.skip_terms(skips, first=steps[0] - 1)
+                terms = self.skip_terms(skips, kernels, steps[0] - 1)
 
         klds = []
         for (mu, logvar), p in zip(q, priors):
@@ -301,8 +303,8 @@ class SVG(nn.Module):
         noise = [eps.unflatten(-1, shape) for eps, shape in zip(noise.split(sizes, -1), self.latent_shapes)]
         pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
         h, skips, features = self.encode(past.transpose(0, 1), c[:n_past], pasted + 1)
-        terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], pasted)
-        kernels = self.upsampling_kernels()
+        kernels = self.kernels()
+        terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], kernels, pasted)
         true_h, true_features = h[1:], [f[1:] for f in features]
         if target is not None:
             true_h, _, true_features = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]], 0)
@@ -337,7 +339,7 @@ class SVG(nn.Module):
             if i < n_past + n_future - 1:
                 source, skips, features = self.encode(x, c[i : i + 1], int(self.last_frame_skip))
                 if self.last_frame_skip:
-                    terms = self.skip_terms(skips, first=i)
+                    terms = self.skip_terms(skips, kernels, i)
                 del skips  # the decoder needs the room
         return predicted.transpose(0, 1).unflatten(0, (n_samples, batch))
 

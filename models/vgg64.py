@@ -43,13 +43,14 @@ class VGGLayer(nn.Module):
 class SplitConv(nn.Conv2d):
     """The 3x3 convolution of cat[upsample(u), s]. It is linear, and so a sum, of which s's part serves all steps that share s."""
 
-    def kernel(self):
-        """What `upsample_conv` takes for u's part."""
-        return upsampling_kernel(self.weight[:, : self.in_channels // 2])
+    def kernels(self):
+        """What `upsample_conv` takes for u's part, and what `skip_term` takes."""
+        u, s = self.weight.chunk(2, 1)
+        return upsampling_kernel(u), s
 
-    def skip_term(self, s):
+    def skip_term(self, s, kernel):
         """s's part, bias included."""
-        return F.conv2d(s, self.weight[:, self.in_channels // 2 :], self.bias, padding=1)
+        return F.conv2d(s, kernel, self.bias, padding=1)
 
 
 class FullConv(nn.Conv2d):
@@ -134,8 +135,9 @@ def upsample_conv(x, kernel):
     d = F.pad(x, (0, 0, 1, 1)).diff(dim=3)
     x = torch.stack([d[..., :-1, :], x, d[..., 1:, :]], 1)
     y = torch.bmm(x.view(9, n * h * w, c), kernel).view(3, 3, n, h, w, -1)
-    y = torch.stack([y[:, 0] + y[:, 1], y[:, 1] + y[:, 2]], 4)
-    y = torch.stack([y[0] + y[1], y[1] + y[2]], 2)
+    for dim, at in ((1, 4), (0, 2)):
+        before, middle, after = y.unbind(dim)
+        y = torch.stack([before + middle, middle + after], at)
     return y.view(n, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
 
 
@@ -202,23 +204,23 @@ class Decoder(nn.Module):
         """The four stages that begin with an upsampling."""
         return self.upc2, self.upc3, self.upc4, self.upc5
 
-    def skip_terms(self, skips):
-        """The shares of the encoder's skips in the stages: a list in their order."""
-        return [upc[0].main[0].skip_term(s) for upc, s in zip(self.stages(), reversed(skips))]
+    def kernels(self):
+        """Those of SplitConv in each of the stages."""
+        return [upc[0].main[0].kernels() for upc in self.stages()]
 
-    def upsampling_kernels(self):
-        """What `upsample_conv` takes in each of the stages."""
-        return [upc[0].main[0].kernel() for upc in self.stages()]
+    def skip_terms(self, skips, kernels):
+        """The shares of the encoder's skips in the stages: a list in their order."""
+        return [upc[0].main[0].skip_term(s, k[1]) for upc, s, k in zip(self.stages(), reversed(skips), kernels)]
 
     def forward(self, g, kernels, add_terms, c=None):
-        """g (N, g_dim), kernels of `upsampling_kernels` -> frames (N, 3, 64, 64) in [0, 1].
+        """g (N, g_dim), kernels of `self.kernels` -> frames (N, 3, 64, 64) in [0, 1].
 
         add_terms(k, d, y) returns y, the first convolution of the k-th stage above d, plus its skip term, however that
         is shared among the N rows, and whatever else this convolution reads.
         """
         d = self.upc1(g.view(-1, self.g_dim, 1, 1), c)
         for k, upc in enumerate(self.stages()):
-            y = upsample_conv(d, kernels[k])
+            y = upsample_conv(d, kernels[k][0])
             d = upc[0].main[1:](add_terms(k, d, y), c)
             # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.
             d = upc[1:](d, c) if k < 3 else upc[2:](upc[1](d).to(g.dtype), c)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import assert_same_loss, both_losses
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as oracle_kl
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import SVG, build, vgg64, winograd
 from models.cond_conv import Modulation
@@ -92,6 +93,32 @@ def test_reconstruction_equals_the_reference(n_past):
 
 
 @pytest.mark.parametrize("teacher_forcing", [True, False])
+def test_maps_and_their_gradients_stay_in_channels_last_memory(teacher_forcing):
+    """One that is not is as right, but the operations that meet it take several times as long."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            for x in made if isinstance(made, (list, tuple)) else [made]:
+                if (
+                    isinstance(x, torch.Tensor)
+                    and x.dim() == 4
+                    and x.shape[1] > 3
+                    and x.shape[2] == x.shape[3] > 4
+                    and len(x)
+                ):
+                    seen.append((x.is_contiguous(memory_format=torch.channels_last), str(function), tuple(x.shape)))
+            return made
+
+    model = SVG(5, width=5).to(memory_format=torch.channels_last)  # nowhere as many channels as pixels in a line
+    frames = torch.rand(2, 4, 64, 64, 3).movedim(-1, 2)
+    with Watch():
+        sum(model.loss(frames, torch.randn(2, 4, 5), teacher_forcing).values()).backward()
+    assert len(seen) > 100 and not [what for is_channels_last, *what in seen if not is_channels_last]
+
+
+@pytest.mark.parametrize("teacher_forcing", [True, False])
 def test_the_sums_for_wide_layers_equal_the_reference(teacher_forcing, monkeypatch):
     monkeypatch.setattr(vgg64, "WIDE", 1)
     assert_same_loss(tiny(), reference, *clips(), teacher_forcing)
@@ -123,10 +150,10 @@ def test_winograds_rounding_error():
 
 def test_the_taps_of_an_upsampling_kernel_are_summed_before_they_are_rounded():
     decoder = tiny().float().decoder
-    exact = vgg64.for_prediction(copy.deepcopy(decoder)).upsampling_kernels()
+    exact = vgg64.for_prediction(copy.deepcopy(decoder)).kernels()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = vgg64.for_prediction(decoder).upsampling_kernels()
-    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(exact, rounded, strict=True))
+        rounded = vgg64.for_prediction(decoder).kernels()
+    assert all(torch.equal(a.bfloat16(), b) for (a, _), (b, _) in zip(exact, rounded, strict=True))
 
 
 def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):

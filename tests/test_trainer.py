@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models
 import options
 import trainer
 import utils
 from dataset import open_splits
-from models import SVG
+from models import SVG, PoseCVAE
 
 DEVICE = torch.device("cpu")
 
@@ -38,6 +39,22 @@ def test_a_step_is_the_one_with_torchs_clipping(optimizer, max_norm):
         their_optimizer.step()
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert failure.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("teacher_forcing", [True, False])
+@pytest.mark.parametrize("name", ["svg", "extended", "pose"])
+def test_the_host_reads_no_number_of_a_step(name, teacher_forcing):
+    """It would wait for the device. These tensors have no numbers: reading one raises."""
+    with FakeTensorMode():
+        cond = torch.rand(2, 4, 3, 64, 64) if name == "pose" else torch.rand(2, 4, 5)
+        extensions = {"hierarchy": 4, "align": True, "cond_conv": "encoder"} if name == "extended" else {}
+        model = PoseCVAE() if name == "pose" else SVG(5, width=4, **extensions)
+        optimizer = trainer.make_optimizer(model, argparse.Namespace(optimizer="adam", lr=0.1, beta1=0.9), DEVICE)
+        with utils.autocast(DEVICE, torch.bfloat16):
+            loss, _ = trainer.Objective(model)(torch.rand(2, 4, 3, 64, 64), cond, teacher_forcing, 0.5)
+        loss.backward()
+        trainer.update(optimizer, 1.0, torch.zeros(2, dtype=torch.float64), 1, loss.detach())
+        trainer.follow(model, model, 0.9, 1)
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
