@@ -10,6 +10,7 @@ from conftest import assert_same_loss, both_losses
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as oracle_kl
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models import SVG, build, vgg64, winograd
 from models.cond_conv import Modulation
@@ -100,15 +101,9 @@ def test_maps_and_their_gradients_stay_in_channels_last_memory(teacher_forcing):
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             made = function(*args, **(kwargs or {}))
-            for x in made if isinstance(made, (list, tuple)) else [made]:
-                if (
-                    isinstance(x, torch.Tensor)
-                    and x.dim() == 4
-                    and x.shape[1] > 3
-                    and x.shape[2] == x.shape[3] > 4
-                    and len(x)
-                ):
-                    seen.append((x.is_contiguous(memory_format=torch.channels_last), str(function), tuple(x.shape)))
+            maps = [x for x in tree_leaves(made) if isinstance(x, torch.Tensor) and x.dim() == 4 and len(x)]
+            maps = [x for x in maps if x.shape[1] > 3 and x.shape[2] == x.shape[3] > 4]
+            seen.extend((x.is_contiguous(memory_format=torch.channels_last), function, tuple(x.shape)) for x in maps)
             return made
 
     model = SVG(5, width=5).to(memory_format=torch.channels_last)  # nowhere as many channels as pixels in a line
