@@ -142,7 +142,10 @@ def upsample_conv(x, kernel):
 
 
 class Fork(torch.autograd.Function):
-    """x and its first n rows, whose gradient is added to x's in place; a slice's own is as large as x, and mostly zeros."""
+    """x and its first n rows, whose gradient is added to x's in place; a slice's own is as large as x, and mostly zeros.
+
+    What reads x must make x's gradient anew, as a pooling does, for then nobody else holds it.
+    """
 
     @staticmethod
     def forward(ctx, x, n):
@@ -210,7 +213,8 @@ class Decoder(nn.Module):
 
     def skip_terms(self, skips, kernels):
         """The shares of the encoder's skips in the stages: a list in their order."""
-        return [upc[0].main[0].skip_term(s, k[1]) for upc, s, k in zip(self.stages(), reversed(skips), kernels)]
+        stages = zip(self.stages(), reversed(skips), kernels)
+        return [upc[0].main[0].skip_term(s, kernel) for upc, s, (_, kernel) in stages]
 
     def forward(self, g, kernels, add_terms, c=None):
         """g (N, g_dim), kernels of `self.kernels` -> frames (N, 3, 64, 64) in [0, 1].
@@ -219,8 +223,8 @@ class Decoder(nn.Module):
         is shared among the N rows, and whatever else this convolution reads.
         """
         d = self.upc1(g.view(-1, self.g_dim, 1, 1), c)
-        for k, upc in enumerate(self.stages()):
-            y = upsample_conv(d, kernels[k][0])
+        for k, (upc, (kernel, _)) in enumerate(zip(self.stages(), kernels)):
+            y = upsample_conv(d, kernel)
             d = upc[0].main[1:](add_terms(k, d, y), c)
             # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.
             d = upc[1:](d, c) if k < 3 else upc[2:](upc[1](d).to(g.dtype), c)

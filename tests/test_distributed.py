@@ -48,7 +48,7 @@ for step, (teacher_forcing, weight) in enumerate([(True, 1e-2), (False, 1e-2), (
     optimizer.zero_grad(set_to_none=True)
 content = [losses, gradients, model.state_dict(), at]
 torch.save(content, sys.argv[1] + str(distributed.rank()))
-del objective
+del objective  # which keeps the process group alive
 distributed.leave()
 """
 
