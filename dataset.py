@@ -586,10 +586,11 @@ def upload(loader, device):
         yield next_in_line()
 
 
-def batches(loader, device, skip=None):
+def batches(loader, device, skip=None, refill=False):
     """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D).
 
-    A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left.
+    A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left. With
+    refill the batch's other clips are repeated in its place: BatchNorm needs two, and a compiled network the same number.
     """
     for batch, errors in upload(loader, device):
         if errors and (skip is None or batch is None):
@@ -597,6 +598,10 @@ def batches(loader, device, skip=None):
         for error in errors:
             skip(error)
         frames, cond = batch
+        if errors and refill:
+            n = len(frames)
+            again = torch.arange(n + len(errors), device=device) % n
+            frames, cond = frames[again], cond[again]
         yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
 
 

@@ -321,7 +321,7 @@ def add_validation(parser):
         "--max_bad_clips",
         type=natural,
         default=0,
-        help="unreadable clips to skip with a warning before stopping (of each process)",
+        help="unreadable clips to skip with a warning before stopping (of each process); a good one of the batch stands in",
     )
 
 

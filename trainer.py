@@ -65,6 +65,10 @@ def train(make_model, train_set, val_set, args, device, precision):
         raise UserError(
             f"--batch_size {args.batch_size}, {len(val_set)} validation clips: {n_ranks} processes need a multiple, and a clip each"
         )
+    if device.type == "cpu" and args.batch_size == n_ranks > 1 and getattr(args, "norm", None) == "batch":
+        raise UserError(
+            f"--batch_size {args.batch_size}: on CPUs BatchNorm needs two clips or more in each of the {n_ranks} processes; raise it, or give --norm group"
+        )
     seed_everything(args.seed)
     try:
         model = make_model()
@@ -159,9 +163,9 @@ def train(make_model, train_set, val_set, args, device, precision):
             n = f"{len(state['bad_clips'])} of --max_bad_clips {args.max_bad_clips}"
             tqdm.write(f"warning: {error}; skipped clip {error.clip} ({n})", file=sys.stderr)
 
-    def load(loader):
+    def load(loader, refill=False):
         try:
-            yield from batches(loader, device, skip)
+            yield from batches(loader, device, skip, refill)
         except UserError:
             save()
             raise
@@ -183,7 +187,7 @@ def train(make_model, train_set, val_set, args, device, precision):
             n_frames = args.batch_size * train_set.n_frames
             began, shown = time.perf_counter() - state["seconds"], 0.0
             bar = tqdm(
-                load(train_loader),
+                load(train_loader, refill=True),
                 f"epoch {epoch + 1}/{args.niter}",
                 sampler.n_batches,
                 initial=state["step"],

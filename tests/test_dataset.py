@@ -1,5 +1,7 @@
 """dataset.py: what is read is what is on disk, and the order is a function of seed and epoch."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,17 @@ def test_batches_are_floats_in_channels_last_memory(tiny_data):
     assert frames.shape == (3, 4, 3, 64, 64) and cond.shape == (3, 4, 7)
     assert frames.min() >= 0 and 0.7 < frames.max() <= 1
     assert frames.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_good_clip_stands_in_for_a_faulty_one(tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path, dirs_exist_ok=True)
+    data, skipped = ClipDataset(tmp_path, "test", 4), []
+    (data.clips[1] / "0.png").write_bytes(b"")
+    load = lambda **kwargs: next(batches(make_loader(data, 0, CPU, batch_size=4), CPU, skipped.append, **kwargs))
+    good = load()
+    assert [len(x) for x in good] == [3, 3] and skipped[0].clip == "test/traj_0_to_255/1"
+    for x, of_all in zip(good, load(refill=True)):
+        assert torch.equal(of_all, x[[0, 1, 2, 0]]) and of_all.stride() == x.stride()
 
 
 def test_order_is_a_function_of_seed_and_epoch():

@@ -161,10 +161,12 @@ def test_a_lost_process_ends_the_other(tiny_data, tmp_path):
     assert f"go on with --resume {tmp_path / 'run'}" in error.splitlines()[-1], error
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, tmp_path):
-    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--batch_size", 3]
+@pytest.mark.parametrize("batch_size, why", [(3, "need a multiple"), (2, "BatchNorm needs two")])
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, tmp_path, batch_size, why):
+    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--batch_size", batch_size]
     result = run(*TORCHRUN, *COMMAND, *flags)
-    assert result.returncode != 0 and "error: --batch_size 3" in result.stderr, result.stderr
+    message = next(line for line in result.stderr.splitlines() if f"error: --batch_size {batch_size}" in line)
+    assert result.returncode != 0 and why in message
     assert not (tmp_path / "run").exists()
 
 
