@@ -13,7 +13,7 @@ import options
 import visualize
 import what_if
 from dataset import batches, make_loader, open_for
-from utils import UserError, autocast, choose_machine, load_model, run_command, write_json
+from utils import UserError, autocast, choose_machine, load_model, make_folder, run_command, write_json
 
 
 def get_parser():
@@ -66,7 +66,7 @@ def main():
     words += [Path(args.data_root).name] if args.data_root else []
     words += [str(args.n_future)] if args.n_future else []
     out = Path(args.log_dir or f"results/{'-'.join(words)}")
-    out.mkdir(parents=True, exist_ok=True)  # now, rather than when all is computed
+    make_folder(out)  # now, rather than when all is computed
     if args.what_if or args.actions:
         return show_what_if(args, model, data, cond, precision, out)
 
@@ -96,7 +96,11 @@ def main():
     ranking = clip_values["best_of_n"]["psnr"].argsort(descending=True).tolist()
     shown = sorted({round(r) for r in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))})
     every = -(-(model.n_past + n_future) // 32)
-    for old in (*out.glob("sample_[0-9]*.gif"), *out.glob("sample_[0-9]*.png")):  # of another ranking
+    for old in (
+        *out.glob("sample_[0-9]*.gif"),
+        *out.glob("sample_[0-9]*.png"),
+        *out.glob("samples.gif"),
+    ):  # of another run
         old.unlink()
     for rank in shown:
         k = ranking[rank]
@@ -122,12 +126,18 @@ def show_what_if(args, model, data, cond, precision, out):
     actions, _ = what_if.read_conditions(data, cond)
     n_future = data.n_frames - model.n_past
     plans = what_if.directions(actions, n_future) if args.what_if else {}
-    plans |= {Path(path).stem: what_if.read_actions(path, n_future, actions.shape[2]) for path in args.actions}
+    for path in args.actions:
+        name = Path(path).stem
+        if name in ("truth", "true actions", *plans):
+            raise UserError(f"--actions {path}: the name {name} is taken by another row; rename the file")
+        plans[name] = what_if.read_actions(path, n_future, actions.shape[2])
     clips = list(range(min(args.n_show, len(data))))
     with autocast(next(model.parameters()).device, precision):
         videos = what_if.imagine(model, data, cond, clips, plans, args.seed)
     videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
     pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(clips))]
+    for old in out.glob("what_if_[0-9]*.png"):
+        old.unlink()
     for k, picture in zip(clips, pictures):
         visualize.save_grid(out / f"what_if_{k}.png", list(picture.items()), model.n_past)
     visualize.save_gif(out / "what_if.gif", pictures, model.n_past, [f"clip {k}" for k in clips])

@@ -1,7 +1,6 @@
 """Command-line options that the commands share. Aliases are the names that other code bases use for the same thing."""
 
 import argparse
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def cuts(text):
 
 
 count, natural = number(int, 1, 2**31 - 1), number(int, 0, 2**31 - 1)
-share, positive = number(float, 0, 1), number(float, 0, sys.float_info.max)
+share, positive = number(float, 0, 1), number(float, 0, 3.4e38)  # float32's largest
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -67,8 +66,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and in which a misspelt flag is one rather than an abbreviation."""
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False)
+    def __init__(self, description=None, formatter_class=Formatter, **kwargs):
+        super().__init__(description=description, formatter_class=formatter_class, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
@@ -321,7 +320,7 @@ def add_validation(parser):
         "--max_bad_clips",
         type=natural,
         default=0,
-        help="unreadable clips to skip with a warning before stopping (of each process); a good one of the batch stands in",
+        help="clips with unreadable frames to skip with a warning before stopping (of each process); a good one of the batch stands in",
     )
 
 
@@ -345,6 +344,8 @@ def parse_training(parser, argv=None):
     """Parse a training command. With --resume, what is not on the command line comes from the run."""
     args = parser.parse_args(argv)
     if args.resume:
+        if Path(args.resume).is_file():
+            raise UserError(f"--resume {args.resume}: a file; give the run's folder, {Path(args.resume).parent}")
         absent = object()
         given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent)))
         given = {name: value for name, value in vars(given).items() if value is not absent}

@@ -26,6 +26,9 @@ class UserError(Exception):
 
 def run_command(main):
     """Run a command's main(); a UserError becomes one line on stderr and exit status 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the command; what prints would fail
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         status = main()
         sys.stdout.flush()
@@ -62,14 +65,14 @@ def choose_device(name, flag="--device"):
     own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under torchrun each process has a GPU of its own
     try:
         device = torch.device(own if name == "cuda" else name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # which `meta` cannot
     except (RuntimeError, AssertionError, ValueError):
         raise UserError(f"{flag} {name}: no such device here; use {flag} auto or {flag} cpu") from None
     return device
 
 
 def tune(device):
-    """Settings of the libraries below torch that make every step faster and change no result."""
+    """Settings of the libraries below torch that make every step faster and change no result but for cuDNN's rounding."""
     torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         # glibc gives large freed blocks back to the system, and every step then has to get them anew, page by page.
@@ -118,11 +121,19 @@ def writing(path):
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another --log_dir"
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(path):
+    """Make a folder for results, if it is not there."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror}); choose another") from None
 
 
 def write_json(path, value):

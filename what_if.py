@@ -1,5 +1,7 @@
 """What if the robot did something else: the same past, predicted under different actions."""
 
+from pathlib import Path
+
 import torch
 
 from dataset import open_split, read_csv, to_float
@@ -36,6 +38,8 @@ def directions(actions, n_steps):
 
 def read_actions(path, n_steps, size):
     """Actions (n_steps, size) from a CSV: its first row is the action taken at the last given frame."""
+    if not Path(path).is_file():
+        raise UserError(f"--actions {path}: no such file")
     actions = torch.from_numpy(read_csv(path, n_steps))[:n_steps]
     if actions.shape[1] != size:
         raise UserError(f"--actions {path}: {actions.shape[1]} numbers a row, and the data's actions have {size}")

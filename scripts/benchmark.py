@@ -39,7 +39,7 @@ import trainer  # noqa: E402
 import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG, PoseCVAE, vgg64  # noqa: E402
-from options import count, number, positive  # noqa: E402
+from options import Parser, count, number, positive  # noqa: E402
 from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
 
 
@@ -499,7 +499,7 @@ def data(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__, argparse.ArgumentDefaultsHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for function in (train, extensions, pose, predict, data):
         command = commands.add_parser(

@@ -23,7 +23,7 @@ from dataset import (
     read_png,
     read_strip,
 )
-from options import natural
+from options import Parser, natural
 from utils import UserError, run_command
 
 
@@ -111,9 +111,7 @@ def check_packed_file(path, folder, files):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="ROOT", help="data set: a folder with train, validate or test")
     parser.add_argument("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args()

@@ -31,6 +31,7 @@ from utils import (  # noqa: E402
     autocast,
     choose_machine,
     load_model,
+    make_folder,
     run_command,
     write_json,
     writing,
@@ -51,20 +52,21 @@ class Run:
         try:
             described = json.loads((self.folder / "args.json").read_text())
             self.args, model = dict(described["args"]), dict(described["model"])
-            with open(self.folder / "log.csv", newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = []
+            if (self.folder / "log.csv").exists():  # else it is in its first epoch
+                with open(self.folder / "log.csv", newline="") as file:
+                    rows = list(csv.DictReader(file))
             self.log = [{k: float(v) if v else math.nan for k, v in row.items()} for row in rows]
             self.seed, self.niter = self.args["seed"], self.args["niter"]
-        except FileNotFoundError as error:
-            missing = Path(error.filename).name
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{folder}: not a run directory (no {missing}); give folders that a train command wrote"
+                f"{folder}: not a run directory (no args.json); give folders that a train command wrote"
             ) from None
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{folder}: args.json or log.csv is damaged; leave this run out") from None
         self.settings = {k: v for k, v in (self.args | model).items() if k not in INDIFFERENT}
         self.settings["code"] = described.get("code")
-        self.finished = all((self.folder / name).exists() for name in CHECKPOINTS.values())
+        self.finished = bool(rows) and all((self.folder / name).exists() for name in CHECKPOINTS.values())
 
     def evaluate(self, args, device, precision):
         """Score best.pt and last.pt: {"best", "final": {metric: (N, T)}}, the copy-last baseline and best.pt's pictures."""
@@ -401,7 +403,7 @@ def main():
     if not runs:
         raise UserError(f"{args.runs[0]}: none of the runs has finished an epoch; compare them later")
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for run in tqdm(runs, "scoring", unit=" runs", leave=False):
         run.evaluate(args, device, precision)
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pack_dataset import in_workers, write_clip, write_packed, writing_folder
 
 from dataset import SIZE, natural_key
-from options import natural
+from options import Parser, natural
 from utils import UserError, run_command, write_json
 
 N_ACTION, N_POSITION = 4, 3
@@ -232,9 +232,7 @@ def remember(destination, settings):
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="folder with softmotion30_44k, or with its train and test")
     add("destination", type=Path, metavar="DST", help="folder to write to; give it to --data_root")

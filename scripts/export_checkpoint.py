@@ -23,6 +23,8 @@ def main():
     )
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.source)
+    if Path(args.target).name in ("last.pt", "best.pt"):
+        raise UserError(f"{args.target}: the name of a run's own checkpoint; choose another")
     weights = {name: x.half() if x.dim() > 1 else x for name, x in checkpoint["state_dict"].items()}
     too_large = [name for name, x in weights.items() if not x.isfinite().all()]
     if too_large:

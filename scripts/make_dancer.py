@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from options import Parser, count, natural, number  # noqa: E402
 from utils import UserError, run_command  # noqa: E402
 
 SCALE = 8  # drawn so many times larger, then averaged
@@ -115,14 +116,16 @@ def write_split(folder, n_recordings, n_frames, seed, height=32, width=64):
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--train", type=int, default=8, help="training recordings (8)")
-    parser.add_argument("--val", type=int, default=1, help="validation recordings (1)")
-    parser.add_argument("--test", type=int, default=4, help="test recordings (4)")
-    parser.add_argument("--frames", type=int, default=240, help="frames a recording (240)")
-    parser.add_argument("--size", type=int, nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the dances (0)")
+    parser.add_argument("--train", type=count, default=8, help="training recordings (8)")
+    parser.add_argument("--val", type=count, default=1, help="validation recordings (1)")
+    parser.add_argument("--test", type=count, default=4, help="test recordings (4)")
+    parser.add_argument("--frames", type=count, default=240, help="frames a recording (240)")
+    parser.add_argument(
+        "--size", type=number(int, 11, 4096), nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)"
+    )
+    parser.add_argument("--seed", type=natural, default=0, help="of the dances (0)")
     return parser
 
 

@@ -37,7 +37,7 @@ from dataset import (
     read_png,
     read_strip,
 )
-from options import natural
+from options import Parser, natural
 from utils import UserError, run_command, write_json
 
 SPLITS = ("train", "validate", "test")
@@ -197,9 +197,7 @@ def unpack(source, split, destination, num_workers):
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "source", type=Path, metavar="SRC", help="data set to read: a folder with train, validate or test"
     )

@@ -9,6 +9,7 @@ after an interruption: finished runs stay, others are resumed.
 
 import contextlib
 import csv
+import json
 import multiprocessing
 import os
 import re
@@ -33,6 +34,8 @@ from models.svg import SVG, draw_noise  # noqa: E402
 from utils import UserError, run_command, write_json, writing  # noqa: E402
 
 SMALL = "--width 8 --batch_size 8 --niter 8 --epoch_size 50 --val_every 8 --num_workers 0".split()
+
+INDIFFERENT = "log_dir resume seed niter device num_workers save_every tensorboard".split()  # where a run may differ
 
 CLASSIC_LOOP = "a loop step by step"  # not a flag: trains the class Classic
 CLASSIC = {
@@ -95,6 +98,21 @@ def train(flags, run, seed):
             raise SystemExit(status)
 
 
+def parse(flags):
+    """The settings of a training by these flags."""
+    flags = [flag for flag in flags if flag != CLASSIC_LOOP]
+    return options.parse_training(options.training_parser(__doc__), flags)
+
+
+def refuse_other_flags(run, flags):
+    """A run that is there already must be one by these flags."""
+    if (run / "args.json").exists():
+        found = json.loads((run / "args.json").read_text())["args"]
+        for name, value in json.loads(json.dumps(trainer.plain(parse(flags)))).items():
+            if name not in INDIFFERENT and found.get(name) != value:
+                raise UserError(f"{run}: trained with --{name} {found.get(name)}, not {value}; choose another --out")
+
+
 def last_scores(run, niter):
     """PSNR and SSIM of a finished run's last epoch, or None."""
     if not (run / "log.csv").exists():
@@ -107,11 +125,12 @@ def last_scores(run, niter):
 def table(scores):
     """The results {variant: {"psnr": tensor, "ssim": tensor}} as Markdown: mean, deviation, and what a difference is worth."""
     spread = lambda x, digits: f"{x.mean():.{digits}f} ± {x.std():.{digits}f}" if len(x) > 1 else f"{x[0]:.{digits}f}"
+    first = next(iter(scores))
     lines = [
-        f"| | {' | '.join(['PSNR (dB)', 'SSIM', 'PSNR less that of the defaults, 95 %', ''])} |",
+        f"| | {' | '.join(['PSNR (dB)', 'SSIM', f'PSNR less that of {first}, 95 %', ''])} |",
         "|---|---|---|---|---|",
     ]
-    default = next(iter(scores.values()))["psnr"]
+    default = scores[first]["psnr"]
     for name, score in scores.items():
         difference, low, high = metrics.welch(score["psnr"], default)
         versus, verdict = "", ""
@@ -134,12 +153,14 @@ def get_parser():
 def main():
     args, flags = get_parser().parse_known_args()
     out, flags = Path(args.out), [*SMALL, *flags]
-    niter = options.parse_training(options.training_parser(__doc__), flags).niter  # and a wrong flag is reported now
+    niter = parse(flags).niter  # and a wrong flag is reported now
     names = [name for name in VARIANTS if not args.only or any(words in name for words in args.only)]
     if not names:
         raise UserError(f"--only {' '.join(args.only)}: no such variant; there are: {'; '.join(VARIANTS)}")
     folder = lambda name, seed: out / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-seed{seed}"
     runs = {(name, seed): folder(name, seed) for seed in range(1, args.seeds + 1) for name in names}
+    for (name, _), run in runs.items():
+        refuse_other_flags(run, [*flags, *VARIANTS[name]])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, context, max_tasks_per_child=1) as pool:
         todo = {

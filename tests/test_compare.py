@@ -102,10 +102,16 @@ def test_the_report_is_one_file(compared):
 
 
 def test_what_cannot_be_compared(trained, tmp_path):
-    unfinished = tmp_path / "unfinished"
+    unfinished, begun = tmp_path / "unfinished", tmp_path / "begun"
     shutil.copytree(trained["fixed"], unfinished)
     (unfinished / "best.pt").unlink()
-    for runs, part in (([tmp_path], "not a run directory"), ([unfinished], "finished an epoch")):
+    begun.mkdir()
+    shutil.copy(unfinished / "args.json", begun)
+    for runs, part in (
+        ([tmp_path], "not a run directory"),
+        ([unfinished / "last.pt"], "not a run directory"),
+        ([unfinished, begun], "finished an epoch"),
+    ):
         result = run("scripts/compare_runs.py", *runs, "--out", tmp_path / "out")
         assert result.returncode == 2 and part in result.stderr and "Traceback" not in result.stderr
 
@@ -188,6 +194,18 @@ def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
     before = last.stat().st_mtime_ns
     subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
     assert last.stat().st_mtime_ns == before, "a finished run is left alone"
+
+
+def test_a_recipe_reads_flags_as_the_commands_do():
+    recipe = ROOT / "scripts/recipes/001_fp_cyclical.sh"
+    apart, together = (
+        recipe_command(recipe, *flags)
+        for flags in (["--small", "--niter", "3", "--seed", "2"], ["--small", "--num_epoch=3", "--seed=2"])
+    )
+    assert apart == together and "runs/recipes/001_fp_cyclical-small-seed2" in apart
+    for flags, words in ((["--seed"], "--seed: expected one argument"), (["--niter", "abc"], "--niter abc")):
+        result = subprocess.run(["bash", recipe, *flags], capture_output=True, text=True)
+        assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_all_recipes_and_their_report(tmp_path):
@@ -299,7 +317,14 @@ def test_generate_what_if(trained, tiny_data, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["what_if.gif", "what_if_0.png", "what_if_1.png"]
     gif = Image.open(tmp_path / "out/what_if.gif")
     assert gif.n_frames == 6 and gif.size[0] >= 8 * 136, "truth, true actions, five directions and the file"
-    np.savetxt(plan, np.ones((4, 3)), delimiter=",")
+    for name in ("truth.csv", "other/plan.csv"):
+        taken = tmp_path / name
+        taken.parent.mkdir(exist_ok=True)
+        shutil.copy(plan, taken)
+        result = run("generate.py", *flags, "--actions", plan, taken)
+        assert result.returncode == 2 and f"--actions {taken}: the name" in result.stderr, result.stderr
+    result = run("generate.py", *flags, "--n_show", 1, "--actions", plan)
+    assert result.returncode == 0 and not (tmp_path / "out/what_if_1.png").exists(), "a picture of the run before"
     for rows, part in ((np.ones((4, 3)), "3 numbers a row"), (np.ones((3, 4)), "3 rows, 4 wanted")):
         np.savetxt(plan, rows, delimiter=",")
         result = run("generate.py", *flags, "--actions", plan)

@@ -89,12 +89,20 @@ def test_every_variant_is_one_change_and_the_table_tells_noise_from_difference(t
     result = run(*command, *flags)
     assert result.returncode == 0 and (tmp_path / "parity.md").read_text().strip() in result.stdout
     assert logs == {name: (tmp_path / name / "log.csv").read_text() for name in logs}, "finished runs stay"
+    result = run(*command, *flags, "--width", 2)
+    assert result.returncode == 2 and "trained with --width 4, not 2" in result.stderr
 
     scores = lambda *psnr: {"psnr": torch.tensor(psnr), "ssim": torch.tensor(psnr) / 100}
     rows = table(
         {"a": scores(20.0, 20.1, 20.2), "b": scores(20.1, 20.0, 20.3), "c": scores(22.0, 22.1, 22.2)}
     ).splitlines()
-    assert "cannot be told" in rows[3] and "better" in rows[4] and "+2.00" in rows[4] and "20.10 ± 0.10" in rows[2]
+    assert (
+        "less that of a," in rows[0]
+        and "cannot be told" in rows[3]
+        and "better" in rows[4]
+        and "+2.00" in rows[4]
+        and "20.10 ± 0.10" in rows[2]
+    )
     assert "worse" in table({"a": scores(22.0, 22.1), "b": scores(20.0, 20.1)})
 
 
@@ -127,6 +135,8 @@ def test_export(trained, tiny_data, tmp_path):
     for name, x in old["state_dict"].items():
         torch.testing.assert_close(new["state_dict"][name].to(x), x, rtol=1e-3, atol=1e-6)
         assert new["state_dict"][name].dtype == (torch.float16 if x.dim() > 1 else x.dtype)
+    result = run("scripts/export_checkpoint.py", source, trained["learned"] / "last.pt")
+    assert result.returncode == 2 and "choose another" in result.stderr, "it would take --resume from the run"
     psnr = []
     for path in (source, target):
         flags = ["--data_root", tiny_data, "--n_samples", 1, "--n_show", 0, "--precision", "fp32"]

@@ -12,16 +12,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 niter=$epochs suffix='' seed=1 log_dir='' flags=()
 while [ $# -gt 0 ]; do
+    case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
+    case $1$# in --seed1 | --log_dir1 | --niter1 | --num_epoch1)
+        echo "$(basename "$0"): error: $1: expected one argument" >&2
+        exit 2
+        ;;
+    esac
     case $1 in
     --small) niter=20 suffix=-small ;;
     --seed) seed=$2 && shift ;;
     --log_dir) log_dir=$2 && shift ;;
-    --niter) wanted=$2 && shift ;;
+    --niter | --num_epoch) wanted=$2 && shift ;;
     *) flags+=("$1") ;;
     esac
     shift
 done
 niter=${wanted:-$niter}
+[[ $niter =~ ^[1-9][0-9]*$ ]] || { echo "$(basename "$0"): error: --niter $niter: not a number of epochs" >&2; exit 2; }
 
 # An epoch of the document, and a fall an epoch, on the scale of this training.
 epoch() { echo $((($1 * niter + epochs / 2) / epochs)); }
