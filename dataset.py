@@ -69,8 +69,10 @@ class ClipDataset(Dataset):
         strip = clip / "frames.webp"
         frames = read_strip(strip) if strip.exists() else None
         length = len(frames) if frames is not None else sum(1 for _ in clip.glob("*.png"))
+        if not length:
+            raise UserError(f"{clip}: no 0.png, 1.png, ... and no frames.webp; remove the folder, or add its frames")
         if length < self.n_frames:
-            raise UserError(f"{clip}: {length} frames, {self.n_frames} wanted; lower --n_past + --n_future")
+            raise UserError(f"{clip}: {length} frames, {self.n_frames} wanted; lower --n_future (or --n_eval)")
         start = int(u * (length - self.n_frames + 1))
         window = slice(start, start + self.n_frames)
         if frames is not None:
@@ -92,9 +94,9 @@ class ClipDataset(Dataset):
 
     def cond_stats(self, most=1000):
         """Mean and standard deviation (D,) of the condition over at most `most` clips, evenly spread."""
-        some = self.clips[:: max(1, len(self.clips) // most)]
+        some = self.clips[:: -(-len(self.clips) // most)]
         rows = np.concatenate([self.read_cond(clip) for clip in some])
-        return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
+        return mean_and_std(rows)
 
 
 class PackedDataset(Dataset):
@@ -116,7 +118,7 @@ class PackedDataset(Dataset):
         self.clips = self.clips[: n_clips or None]
         for i in np.flatnonzero(self.lengths[: len(self.clips)] < n_frames)[:1]:
             raise UserError(
-                f"{folder}: clip {self.clips[i]} has {self.lengths[i]} frames, {n_frames} wanted; lower --n_past + --n_future"
+                f"{folder}: clip {self.clips[i]} has {self.lengths[i]} frames, {n_frames} wanted; lower --n_future (or --n_eval)"
             )
         n_rows = int(self.lengths.sum())
         columns = [read_array((folder / name).with_suffix(".npy"), files) for name in COND_FILES[cond]]
@@ -187,10 +189,10 @@ class PackedDataset(Dataset):
 
     def cond_stats(self, most=1000):
         """Mean and standard deviation (D,) of the condition over at most `most` clips, evenly spread."""
-        some = range(0, len(self), max(1, len(self) // most))
+        some = range(0, len(self), -(-len(self) // most))
         rows = np.concatenate([np.arange(self.firsts[i], self.firsts[i] + self.lengths[i]) for i in some])
         rows = self.cond.cpu().numpy()[rows]
-        return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
+        return mean_and_std(rows)
 
 
 class PoseDataset(Dataset):
@@ -260,9 +262,14 @@ class PoseDataset(Dataset):
         return self.frames[window], self.labels[window]
 
 
+def mean_and_std(rows):
+    """Mean and standard deviation (D,) float32 of rows (N, D), added up in float64: in float32 a constant has a deviation."""
+    return tuple(torch.from_numpy(x.astype(np.float32)) for x in (rows.mean(0, np.float64), rows.std(0, np.float64)))
+
+
 def natural_key(path):
     """Sort 2 before 10: numbers in the names of the group and the clip compare as numbers."""
-    words = "".join(c if c.isdigit() else " " for c in "/".join(path.parts[-2:])).split()
+    words = "".join(c if c.isdecimal() else " " for c in "/".join(path.parts[-2:])).split()
     return [int(word) for word in words], str(path)
 
 
@@ -272,14 +279,17 @@ def read_image(path, fits, wanted):
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+            deep = image.mode.startswith(("I", "F"))  # more than 8 bits, which conversion would clip
             image.verify()  # checksums, which decoding a PNG ignores
         with Image.open(io.BytesIO(data)) as image:
-            if fits(width, height):
+            if fits(width, height) and not deep:
                 return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing frame; restore the file or remove its clip") from None
     except Exception:  # a damaged file makes Pillow raise nearly anything
         raise UserError(f"{path}: not a readable image; restore the file or remove its clip") from None
+    if deep:
+        raise UserError(f"{path}: more than 8 bits a pixel; convert the frames to 8")
     raise UserError(f"{path}: {width}x{height} pixels; {wanted}")
 
 
@@ -327,7 +337,7 @@ def read_csv(path, n_rows):
         with warnings.catch_warnings(action="ignore"):
             rows = np.loadtxt(path, np.float32, comments=None, delimiter=",", ndmin=2)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; restore it, or choose a --cond that does not need it") from None
+        raise UserError(f"{path}: missing; restore it, or train with a --cond that does not need it") from None
     except (OSError, ValueError):
         raise UserError(f"{path}: not a table of numbers; a CSV without header, a row a frame, is wanted") from None
     if len(rows) < n_rows:
@@ -337,9 +347,11 @@ def read_csv(path, n_rows):
 
 
 def require_finite(path, rows, remedy):
-    """Refuse condition rows that hold NaN or infinity."""
-    if not np.isfinite(rows).all():
-        raise UserError(f"{path}: row {int(np.argwhere(~np.isfinite(rows))[0, 0]) + 1} is not finite; {remedy}")
+    """Refuse condition rows that hold NaN, infinity, or a number whose square is one in float32, as fill values are."""
+    for row, column in np.argwhere(~(np.abs(rows) < 1e15))[:1]:
+        value = rows[row, column]
+        what = f"holds {value:.3g}, too large for a condition" if np.isfinite(value) else "is not finite"
+        raise UserError(f"{path}: row {row + 1} {what}; {remedy}")
 
 
 def read_index(folder):

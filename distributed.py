@@ -7,7 +7,6 @@ does anything. Tensors on the host travel by gloo, those on GPUs by NCCL.
 import contextlib
 import gc
 import os
-import warnings
 
 import torch
 import torch.distributed as dist
@@ -46,7 +45,6 @@ def wrap(module, device):
     if size() == 1:
         return module
     # At KL weight 0 a learned prior has no gradient.
-    warnings.filterwarnings("ignore", "find_unused_parameters=True")
     if device.type == "cuda":
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return DistributedDataParallel(module, [device], find_unused_parameters=True)

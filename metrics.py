@@ -68,17 +68,17 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
 
     Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
     pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}, with "pose" first where the condition
-    is drawn. Clip k's noise depends on seed and k alone; `clips` are their numbers, 0, 1, ... by default. progress(n) is told
+    is drawn. Clip k's noise depends on seed and k alone; `clips` are the numbers of those loaded, 0, 1, ... by default. progress(n) is told
     of n more futures.
     """
     scores, pictures = [], []
     clips = clips or range(sys.maxsize)
-    for frames, cond in loaded:
-        generators = functools.partial(noise_generators, seed, clips[len(pictures) :][: len(frames)])
-        with model.predicting():  # not around the loader, whose errors may save the model
+    with model.predicting():
+        for frames, cond in loaded:
+            generators = functools.partial(noise_generators, seed, clips[len(pictures) :][: len(frames)])
             found, shown = evaluate_batch(model, frames, cond, n_samples, generators, progress or (lambda n: None))
-        scores.append(found)
-        pictures += shown
+            scores.append(found)
+            pictures += shown
     join = lambda row, metric: torch.cat([found[row][metric].cpu() for found in scores], 1)
     scores = {row: {metric: join(row, metric) for metric in ("psnr", "ssim")} for row in scores[0]}
     return scores | {"best_of_n": scores["sample"]}, pictures

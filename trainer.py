@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import fcntl
 import hashlib
 import itertools
 import os
@@ -33,6 +34,7 @@ from utils import (
     autocast,
     choose_machine,
     load_checkpoint,
+    make_folder,
     save_checkpoint,
     seed_everything,
     write_json,
@@ -72,7 +74,7 @@ def train(make_model, train_set, val_set, args, device, precision):
     seed_everything(args.seed)
     try:
         model = make_model()
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError) as error:
         raise UserError(
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower its sizes (--help: model)"
         ) from None
@@ -83,6 +85,10 @@ def train(make_model, train_set, val_set, args, device, precision):
             network.compile(dynamic=False, mode=args.compile)
     objective = distributed.wrap(Objective(model), device)
     optimizer = make_optimizer(model, args, device)
+    part = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else 1.0
+    sampler = ClipSampler(
+        len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, distributed.share, part
+    )
     state = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": []}
     state |= {"bad_clips": [], "commands": []}
     if checkpoint:
@@ -94,14 +100,23 @@ def train(make_model, train_set, val_set, args, device, precision):
             if any(type(checkpoint["state"].get(key)) is not type(value) for key, value in state.items()):
                 raise TypeError("its state is not complete")
             state = checkpoint["state"]
-            warn_of_stretch(argparse.Namespace(**vars(args) | checkpoint["args"]), args, state["epoch"])
+            if n_ranks > 1:
+                state["bad_clips"] = []  # rank 0's alone were saved
+            old = checkpoint["args"]
+            if val_set.n_frames != (n_eval := old["n_eval"] or old["n_past"] + old["n_future"]):
+                state["best_psnr"] = -1.0  # of another number of frames, and so on another scale
+                if rank == 0:
+                    print(
+                        f"validation clips of {n_eval} -> {val_set.n_frames} frames: best.pt begins anew",
+                        file=sys.stderr,
+                    )
+            warn_of_stretch(
+                argparse.Namespace(**vars(args) | checkpoint["args"]), args, state["epoch"], sampler.n_batches
+            )
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{run}/last.pt: cannot be resumed ({str(error).splitlines()[0]}); was it written by another version?"
             ) from None
-        if rank == 0:
-            for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
-                leftover.unlink(missing_ok=True)
     state["commands"].append(sys.argv)
     board = open_tensorboard(run, state["epoch"] + 1) if args.tensorboard else None
     names, sums = list(state["sums"]), 0  # over the epoch's steps: the loss, what model.loss names, the KL weight
@@ -109,22 +124,9 @@ def train(make_model, train_set, val_set, args, device, precision):
         sums = torch.tensor(list(state["sums"].values()), dtype=torch.float64, device=device)
     failure = torch.zeros(2, dtype=torch.float64, device=device)  # step (from 1) and loss, once one is not finite
 
-    part = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else 1.0
-    sampler = ClipSampler(
-        len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, distributed.share, part
-    )
     train_loader = make_loader(train_set, args.num_workers, device, batch_sampler=sampler)
     val_keys = distributed.share(range(len(val_set)))
     val_loader = make_loader(val_set, 0, device, batch_sampler=BatchSampler(val_keys, args.batch_size, drop_last=False))
-    if rank == 0:
-        about = {"commands": state["commands"], "args": plain(args), "model": model.config}
-        about |= {"parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}
-        about |= {"device": str(device), "processes": n_ranks, "commit": git_commit(), "code": code_hash()}
-        write_json(run / "args.json", about)
-        print(
-            f"{run}: {about['parameters'] / 1e6:.2f} M parameters, {len(train_set)} + {len(val_set)} clips,"
-            f" {n_ranks} x {device.type}, {str(precision)[6:]}"
-        )
 
     def check():
         """Wait for the device, and stop if a step failed on it; the weights are those of before that step."""
@@ -140,6 +142,8 @@ def train(make_model, train_set, val_set, args, device, precision):
     def save(name="last.pt"):
         nonlocal saved
         check()
+        if name == "last.pt":
+            saved = time.monotonic()
         if rank > 0:
             return
         content = {"model": model.config, "args": plain(args), "state_dict": judged.state_dict()}
@@ -152,7 +156,6 @@ def train(make_model, train_set, val_set, args, device, precision):
         if name == "last.pt":
             content["optimizer"] = optimizer.state_dict()
             content |= {"training": model.state_dict()} if args.ema else {}
-            saved = time.monotonic()
         save_checkpoint(run / name, content)
 
     def skip(error):
@@ -163,12 +166,24 @@ def train(make_model, train_set, val_set, args, device, precision):
             n = f"{len(state['bad_clips'])} of --max_bad_clips {args.max_bad_clips}"
             tqdm.write(f"warning: {error}; skipped clip {error.clip} ({n})", file=sys.stderr)
 
-    def load(loader, refill=False):
-        try:
-            yield from batches(loader, device, skip, refill)
-        except UserError:
+    def agree(error):
+        """Go on together, or end together with what rank 0 has saved, if a process met a clip that ends the training."""
+        if distributed.greatest(int(error is not None)):
             save()
-            raise
+            raise error or UserError(f"another process met a faulty clip, see its message; go on with --resume {run}")
+
+    def load():
+        loaded = batches(train_loader, device, skip, refill=True)
+        while True:
+            batch = error = None
+            try:
+                batch = next(loaded, None)
+            except UserError as raised:
+                error = raised
+            agree(error)
+            if batch is None:
+                return
+            yield batch
 
     def stopped(number):
         if rank == 0:
@@ -179,7 +194,19 @@ def train(make_model, train_set, val_set, args, device, precision):
     saved = time.monotonic()
     save_steps, save_minutes = args.save_every
 
-    with deferred_signals() as stop, distributed.lost_ranks(run):
+    alone = locked(run) if rank == 0 else contextlib.nullcontext()
+    with alone, deferred_signals() as stop, distributed.lost_ranks(run):
+        if rank == 0:
+            for leftover in run.rglob(".*.tmp*"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
+            about = {"commands": state["commands"], "args": plain(args), "model": model.config}
+            about |= {"parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}
+            about |= {"device": str(device), "processes": n_ranks, "commit": git_commit(), "code": code_hash()}
+            write_json(run / "args.json", about)
+            print(
+                f"{run}: {about['parameters'] / 1e6:.2f} M parameters, {len(train_set)} + {len(val_set)} clips,"
+                f" {n_ranks} x {device.type}, {str(precision)[6:]}"
+            )
         while state["epoch"] < args.niter:
             epoch = state["epoch"]
             tfr = teacher_forcing_ratio(args, epoch)
@@ -187,7 +214,7 @@ def train(make_model, train_set, val_set, args, device, precision):
             n_frames = args.batch_size * train_set.n_frames
             began, shown = time.perf_counter() - state["seconds"], 0.0
             bar = tqdm(
-                load(train_loader, refill=True),
+                load(),
                 f"epoch {epoch + 1}/{args.niter}",
                 sampler.n_batches,
                 initial=state["step"],
@@ -243,8 +270,13 @@ def train(make_model, train_set, val_set, args, device, precision):
             if (epoch + 1) % args.val_every == 0 or epoch + 1 == args.niter:
                 distributed.synchronise_buffers(judged)
                 # Not compiled: a rollout keeps results of calls whose memory CUDA graphs would use again.
-                with autocast(device, precision), torch.compiler.set_stance("force_eager"):
-                    scores, pictures = metrics.evaluate(judged, load(val_loader), seed=args.seed, clips=val_keys)
+                loaded, error = batches(val_loader, device, skip), None
+                try:
+                    with autocast(device, precision), torch.compiler.set_stance("force_eager"):
+                        scores, pictures = metrics.evaluate(judged, loaded, seed=args.seed, clips=val_keys)
+                except UserError as raised:
+                    error = raised
+                agree(error)
                 parts, shown_clips = zip(*distributed.gather((scores, pictures[:N_SHOWN])))
                 of_all = lambda score, metric: torch.cat([part[score][metric] for part in parts], 1).mean().item()
                 row |= {"psnr": of_all("sample", "psnr"), "ssim": of_all("sample", "ssim")}
@@ -320,7 +352,7 @@ def learning_rate(args, epoch, step, n_steps):
 
 
 def teacher_forcing_ratio(args, epoch):
-    """The teacher-forcing ratio of this epoch; by default it falls from half of the training to its last epoch."""
+    """The teacher-forcing ratio of this epoch; by default it falls from half of the training to its last epoch (of 3 or more)."""
     start = args.niter // 2 if args.tfr_start_decay_epoch is None else args.tfr_start_decay_epoch
     end = args.niter - 1 if args.tfr_end_decay_epoch is None else args.tfr_end_decay_epoch
     return schedules.teacher_forcing_ratio(epoch, args.tfr, start, end, args.tfr_decay_step, args.tfr_lower_bound)
@@ -350,6 +382,29 @@ def make_optimizer(model, args, device):
     return torch.optim.RMSprop(model.parameters(), args.lr, momentum=args.beta1)
 
 
+@contextlib.contextmanager
+def locked(run, seconds=3):
+    """Hold a run's folder, so that no second process trains there; ours ends with the process, however that ends."""
+    make_folder(run)
+    folder, until = os.open(run, os.O_RDONLY), time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:  # more than the workers of a killed process take to end
+                    raise UserError(
+                        f"{run}: another process trains there; wait for its end, or choose another --log_dir"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(folder)
+
+
 def refuse_changes(run, old, new):
     """A resumed run keeps its model: a difference is the user's error."""
     for name in old.keys() | new.keys():
@@ -359,13 +414,13 @@ def refuse_changes(run, old, new):
             )
 
 
-def warn_of_stretch(old, new, epoch):
+def warn_of_stretch(old, new, epoch, n_steps):
     """Say what another --niter does to the schedules that span the run."""
     if old.niter == new.niter or distributed.rank() > 0:
         return
     describe = "teacher forcing {:.2f}, KL weight {:.2f}, learning rate {:.2g}".format
     now, before = (
-        describe(teacher_forcing_ratio(args, t), kl_weight(args, t, 0, 1), learning_rate(args, t, 0, 1))
+        describe(teacher_forcing_ratio(args, t), kl_weight(args, t, 0, n_steps), learning_rate(args, t, 0, n_steps))
         for args, t in ((new, epoch), (old, min(epoch, old.niter - 1)))
     )
     stretch = f"--niter {old.niter} -> {new.niter} stretches the schedules that end with the run"

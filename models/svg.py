@@ -136,7 +136,7 @@ class SVG(nn.Module):
     def set_cond_stats(self, mean, std):
         """Standardise conditions by the training set's mean and standard deviation (D,); a constant one stays as it is."""
         self.cond_mean.copy_(mean)
-        self.cond_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.cond_std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1), std, torch.ones_like(std)))
 
     # The networks, on time-major sequences.
 

@@ -92,7 +92,7 @@ def for_prediction(network):
     """
     for chain in [module for module in network.modules() if isinstance(module, Chain)]:
         for k, (conv, norm) in enumerate(zip(chain, chain[1:])):
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm too
                 chain[k] = conv = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
             if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and type(conv) is not SplitConv:

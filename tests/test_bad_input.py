@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -71,6 +72,7 @@ DATA = {
     "flipped bit": (lambda s: rewrite(s / CLIP / "1.png", lambda b: b[:-14] + bytes([b[-14] ^ 1]) + b[-13:]), "1.png", "not a"),
     "wrong size": (lambda s: Image.new("RGB", (32, 64)).save(s / CLIP / "1.png"), "1.png", "32x64 pixels"),
     "huge size": (lambda s: Image.new("1", (9000, 9000)).save(s / CLIP / "1.png"), "1.png", "9000x9000 pixels"),
+    "16 bits": (lambda s: Image.new("I;16", (64, 64)).save(s / CLIP / "1.png"), "1.png", "8 bits"),
     "bad strip": (lambda s: (s / CLIP / "frames.webp").write_bytes(b"RIFF"), "frames.webp", "not a readable image"),
     "wrong strip": (lambda s: Image.new("RGB", (64, 65)).save(s / CLIP / "frames.webp"), "frames.webp", "64x65 pixels"),
     "no CSV": (lambda s: (s / CLIP / "actions.csv").unlink(), "actions.csv", "missing"),
@@ -81,6 +83,8 @@ DATA = {
     "binary CSV": (lambda s: (s / CLIP / "actions.csv").write_bytes(b"\xff\x00" * 99), "actions.csv", "not a table"),
     "NaN in a CSV": (lambda s: (s / CLIP / "actions.csv").write_text("1,2,3,4\n" * 5 + "1,nan,3,4\n" * 3), "actions.csv", "row 6"),
     "overflowing CSV": (lambda s: (s / CLIP / "actions.csv").write_text("1,2,3,1e99\n" * 8), "actions.csv", "row 1"),
+    "a fill value": (lambda s: (s / CLIP / "actions.csv").write_text("1,2,3,4\n" * 7 + "1,2,9.97e36,4\n"), "actions.csv", "row 8 holds 9.97e+36"),
+    "no frames": (lambda s: (s / "traj_0_to_255/.old").mkdir(), "/.old", "no 0.png"),
     "other columns": (lambda s: (s / "traj_0_to_255/1/actions.csv").write_text("1,2,3\n" * 8), "traj_0_to_255/1", "6 numbers"),
 }  # fmt: skip
 
@@ -90,6 +94,7 @@ FLAGS = {
     "--n_future 7": "8 frames, 9 wanted",
     "--device cuda:99": "--device cuda:99",
     "--device nonsense": "--device nonsense",
+    "--device meta": "--device meta",
     "--n_future 0": "--n_future",
     "--n_future x": "--n_future",
     "--batch_size -1": "--batch_size",
@@ -116,7 +121,9 @@ TRAIN_FLAGS = {
     "--save_every 5h": "--save_every",
     "--save_every -1m": "--save_every",
     "--optimizer adamw": "--optimizer",
+    "--beta 1e300": "--beta",
     "--resume nowhere": "nowhere/last.pt",
+    "--resume RUN/last.pt": "give the run's folder",
     "--log_dir RUN": "--resume",
 }
 
@@ -248,6 +255,14 @@ def test_a_missing_gpu_is_named_as_it_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *_, device: (_ for _ in ()).throw(RuntimeError(f"no {device}")))
     with pytest.raises(utils.UserError, match="--device cuda: no such device"):
         utils.choose_device("cuda")
+
+
+def test_closed_streams(tmp_path):
+    """As a service starts a command, say."""
+    command = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash", sys.executable, ROOT / "generate.py", "--n_clips", "1"]
+    command += ["--n_samples", "1", "--n_show", "0", "--log_dir", tmp_path / "out"]
+    assert subprocess.run([*map(str, command)], timeout=200).returncode == 0
+    assert (tmp_path / "out/metrics.json").exists()
 
 
 def test_a_full_gpu(capsys):

@@ -1,6 +1,7 @@
 """dataset.py: what is read is what is on disk, and the order is a function of seed and epoch."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from conftest import REAL, ROOT
 from PIL import Image
 
-from dataset import ClipDataset, ClipSampler, batches, make_loader
+from dataset import ClipDataset, ClipSampler, batches, make_loader, mean_and_std, natural_key
+from models import SVG
 
 CPU = torch.device("cpu")
 
@@ -34,9 +36,19 @@ def test_cond(tiny_data, cond, columns):
     assert mean.shape == std.shape == (columns,)
 
 
+def test_a_constant_has_no_deviation():
+    """In float32 60,000 times 1.57 have a mean of 1.5697 and a deviation of 3e-4."""
+    mean, std = mean_and_std(np.full((60_000, 1), 1.57, np.float32))
+    assert mean == torch.tensor(1.57) and std < 1e-12
+    model = SVG(1, width=4)
+    model.set_cond_stats(torch.tensor([1e4]), torch.tensor([1e-4]))
+    assert model.cond_std == 1, "rounding, beside such a mean"
+
+
 def test_clips_are_in_natural_order(tiny_data):
     names = [ClipDataset(tiny_data, "train", 2).name(i) for i in range(9)]
     assert names == [f"traj_0_to_255/{k}" for k in range(9)]
+    assert natural_key(Path("g/3²")) == ([3], "g/3²")
     assert [c.name for c in ClipDataset(ROOT / "data/pushing_sample", "train", 2).clips[8:12]] == ["8", "9", "10", "11"]
 
 

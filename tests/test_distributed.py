@@ -134,6 +134,32 @@ def test_each_clip_is_read_by_one_process(tiny_data, tmp_path):
     assert result.stderr.count("; skipped clip train/") == result.stderr.count("; skipped clip validate/") == 1
 
 
+@pytest.mark.parametrize("split", ["train", "validate"])
+def test_a_faulty_clip_of_the_second_process_loses_no_step(tiny_data, together, tmp_path, split):
+    """Rank 0, which saves, does so although it met no fault; resumed, the run ends as the undisturbed one."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tiny_data, data)
+    clips = ClipDataset(data, split, 4).clips
+    number, steps = 1, 4  # of validation clips it has every second
+    if split == "train":
+        keys = [[i for i, _ in batch] for batch in ClipSampler(9, 4, 4, seed=1).keys(0)]
+        steps, number = next(
+            (s, i) for s, batch in enumerate(keys) for i in batch[1::2] if s and i not in sum(keys[:s], [0])
+        )
+    shutil.copytree(clips[number], tmp_path / "aside")
+    for frame in clips[number].glob("*.png"):
+        frame.write_bytes(b"")
+    result = run(*TORCHRUN, *COMMAND, "--data_root", data, "--log_dir", folder, "--niter", 2)
+    assert result.returncode != 0 and "Traceback" not in result.stderr.split("torch/distributed/elastic")[0]
+    assert "not a readable image" in result.stderr and "another process met a faulty clip" in result.stderr
+    state = torch.load(folder / "last.pt", weights_only=True)["state"]
+    assert (state["epoch"], state["step"]) == (0, steps)
+    shutil.copytree(tmp_path / "aside", clips[number], dirs_exist_ok=True)
+    result = run(*TORCHRUN, COMMAND[0], "--resume", folder)
+    assert result.returncode == 0, result.stderr
+    assert same(outcome(folder), outcome(together))
+
+
 def test_signal_and_resume_end_as_the_undisturbed_run(tiny_data, together, tmp_path):
     flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 2]
     process = start([*TORCHRUN, *COMMAND, *flags])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run
 
+import trainer
 from dataset import ClipDataset, ClipSampler
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -131,12 +132,24 @@ def test_killed_and_resumed():
     assert "3 kills, 3 loads" in result.stdout
 
 
+def test_two_processes_never_train_in_one_folder(tiny_data, tmp_path):
+    flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 1, *SMALL]
+    (tmp_path / "run").mkdir()
+    with trainer.locked(tmp_path / "run"):
+        assert_refused(run(COMMAND, *flags), tmp_path / "run", "another process", "--log_dir")
+        assert not list((tmp_path / "run").iterdir())
+    assert run(COMMAND, *flags).returncode == 0
+
+
 def test_niter_may_grow(one_epoch, undisturbed, tmp_path):
     shutil.copytree(one_epoch, tmp_path / "run")
     (tmp_path / "run/.last.pt.1.tmp.pt").write_bytes(b"half")
     result = run(COMMAND, "--resume", tmp_path / "run", "--niter", 2, "--tfr_start_decay_epoch", 0, "--n_eval", 3)
     assert result.returncode == 0, result.stderr
     assert "--niter 1 -> 2" in result.stderr, "its schedules are others"
+    assert "4 -> 3 frames: best.pt begins anew" in result.stderr
+    rows = list(csv.DictReader(open(tmp_path / "run/log.csv")))
+    assert state_of(tmp_path / "run")["best_psnr"] == pytest.approx(float(rows[1]["psnr"]))
     assert json.loads((tmp_path / "run/args.json").read_text())["args"]["n_eval"] == 3, "a flag the run did without"
     rows = list(csv.DictReader(open(tmp_path / "run/log.csv")))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -151,7 +164,10 @@ def test_nonfinite_loss_stops_before_the_weights(tiny_data, one_epoch, tmp_path)
     names = []
     for clip in ClipDataset(data, "train", 4).clips[3:]:  # so that each batch of 4 has one
         names.append("/".join(clip.parts[-2:]))
-        (clip / "endeffector_positions.csv").write_text("3e38,-3e38,0\n" * 8)
+        (clip / "endeffector_positions.csv").write_text("9e14,-9e14,0\n" * 8)
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    checkpoint["training"]["frame_predictor.embed.weight"][:, 4:6] = 1e28  # times that: infinity less infinity
+    torch.save(checkpoint, folder / "last.pt")
     before = (folder / "last.pt").read_bytes()
     result = run(COMMAND, "--resume", folder, "--data_root", data, "--niter", 2, "--save_every", 1)
     assert_refused(result, "epoch 2, step 1", "not finite", "--lr")
@@ -162,7 +178,7 @@ def test_nonfinite_loss_stops_before_the_weights(tiny_data, one_epoch, tmp_path)
 def test_weights_that_are_not_finite_are_not_saved(one_epoch, tmp_path):
     shutil.copytree(one_epoch, tmp_path / "run")
     before = (tmp_path / "run/last.pt").read_bytes()
-    flags = ["--niter", 2, "--lr", 1e300, "--save_every", 1]
+    flags = ["--niter", 2, "--lr", 3e38, "--save_every", 1]
     assert_refused(run(COMMAND, "--resume", tmp_path / "run", *flags), "epoch 2, step 1", "not finite")
     assert (tmp_path / "run/last.pt").read_bytes() == before
 

@@ -127,6 +127,13 @@ def test_an_upsampling_convolution_is_one_of_the_upsampled_image(wide, monkeypat
     torch.testing.assert_close(vgg64.upsample_conv(x, vgg64.upsampling_kernel(weight)), theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_prediction_takes_the_batchnorm_of_several_gpus_into_its_convolutions_too():
+    encoder, x = tiny().encoder, torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    folded = vgg64.for_prediction(torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(encoder)))
+    assert not [module for module in folded.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
+    torch.testing.assert_close(folded(x, None, 2), encoder(x, None, 2))
+
+
 def test_winograds_convolution_is_the_convolution(monkeypatch):
     monkeypatch.setattr(winograd, "AT_ONCE", 500)  # two of the five images
     conv = torch.nn.Conv2d(5, 7, 3, 1, 1).double()
