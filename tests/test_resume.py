@@ -144,6 +144,9 @@ def test_two_processes_never_train_in_one_folder(tiny_data, tmp_path):
 def test_niter_may_grow(one_epoch, undisturbed, tmp_path):
     shutil.copytree(one_epoch, tmp_path / "run")
     (tmp_path / "run/.last.pt.1.tmp.pt").write_bytes(b"half")
+    checkpoint = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    checkpoint["state"]["best_psnr"] = 99.0
+    torch.save(checkpoint, tmp_path / "run/last.pt")
     result = run(COMMAND, "--resume", tmp_path / "run", "--niter", 2, "--tfr_start_decay_epoch", 0, "--n_eval", 3)
     assert result.returncode == 0, result.stderr
     assert "--niter 1 -> 2" in result.stderr, "its schedules are others"
