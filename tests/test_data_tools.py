@@ -173,7 +173,7 @@ def test_faults_of_packed_files(packed, tmp_path, fault):
 
 
 def test_requests_that_packed_data_cannot_meet(folders, packed, tmp_path):
-    with pytest.raises(UserError, match=r"clip traj_0_to_255/0 has 3 frames, 5 wanted; lower --n_past"):
+    with pytest.raises(UserError, match=r"clip traj_0_to_255/0 has 3 frames, 5 wanted; lower --n_future"):
         dataset.open_split(packed, "train", 5)
     with pytest.raises(UserError, match="test: no such split"):
         dataset.open_split(packed, "test", 3)
