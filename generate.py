@@ -96,12 +96,7 @@ def main():
     ranking = clip_values["best_of_n"]["psnr"].argsort(descending=True).tolist()
     shown = sorted({round(r) for r in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))})
     every = -(-(model.n_past + n_future) // 32)
-    for old in (
-        *out.glob("sample_[0-9]*.gif"),
-        *out.glob("sample_[0-9]*.png"),
-        *out.glob("samples.gif"),
-    ):  # of another run
-        old.unlink()
+    clear(out, "samples.gif", "sample_[0-9]*.gif", "sample_[0-9]*.png")
     for rank in shown:
         k = ranking[rank]
         visualize.save_gif(out / f"sample_{k}.gif", [pictures[k]], model.n_past, scale=3)
@@ -121,6 +116,13 @@ def main():
     )
 
 
+def clear(out, *patterns):
+    """Remove the pictures of an earlier run, which would pass for this one's."""
+    for pattern in patterns:
+        for old in out.glob(pattern):
+            old.unlink()
+
+
 def show_what_if(args, model, data, cond, precision, out):
     """Write the pictures of --what_if and --actions."""
     actions, _ = what_if.read_conditions(data, cond)
@@ -136,8 +138,7 @@ def show_what_if(args, model, data, cond, precision, out):
         videos = what_if.imagine(model, data, cond, clips, plans, args.seed)
     videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
     pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(clips))]
-    for old in out.glob("what_if_[0-9]*.png"):
-        old.unlink()
+    clear(out, "what_if_[0-9]*.png")
     for k, picture in zip(clips, pictures):
         visualize.save_grid(out / f"what_if_{k}.png", list(picture.items()), model.n_past)
     visualize.save_gif(out / "what_if.gif", pictures, model.n_past, [f"clip {k}" for k in clips])

@@ -68,8 +68,8 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
 
     Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
     pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}, with "pose" first where the condition
-    is drawn. Clip k's noise depends on seed and k alone; `clips` are the numbers of those loaded, 0, 1, ... by default. progress(n) is told
-    of n more futures.
+    is drawn. Clip k's noise depends on seed and k alone; `clips` are the numbers of those loaded, 0, 1, ... by default (one
+    that is skipped moves the numbers after it). progress(n) is told of n more futures.
     """
     scores, pictures = [], []
     clips = clips or range(sys.maxsize)

@@ -146,7 +146,7 @@ def plot_curves(path, history, beta, title):
     shares = [w / (beta or 1) for w in weights]
     schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="steps-mid", label=f"KL weight / {beta:g}")
     line(schedule, "tfr", "--", "#D55E00", "teacher-forcing ratio", drawstyle="steps-mid")
-    schedule.set(ylabel="schedule", ylim=(-0.05, 1.05 * max(1, *shares)), xlabel="epoch")
+    schedule.set(ylabel="schedule", ylim=(-0.05, 1.05 * max([1, *shares])), xlabel="epoch")
     schedule.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat:
         axis.legend(frameon=False, fontsize=8)

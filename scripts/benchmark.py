@@ -40,7 +40,7 @@ import utils  # noqa: E402
 from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
 from models import SVG, PoseCVAE, vgg64  # noqa: E402
 from options import Parser, count, number, positive  # noqa: E402
-from utils import UserError, autocast, choose_device, choose_precision, run_command, tune  # noqa: E402
+from utils import UserError, autocast, choose_device, choose_precision, make_folder, run_command, tune  # noqa: E402
 
 
 def matmul_rate(device, dtype):
@@ -402,7 +402,6 @@ def report(args, name, note, rows, more=()):
     lines += ["| " + " | ".join(show(v) for v in row.values()) + " |" for row in rows]
     lines += itertools.chain(*more)
     print("\n".join(lines))
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{name}.md").write_text("\n".join(lines) + "\n")
     (args.out / f"{name}.json").write_text(
         json.dumps({"machine": machine, "note": note, "rows": rows}, indent=1) + "\n"
@@ -530,6 +529,7 @@ def main():
             add("--batch_size", type=count, default=16, help="clips a batch")
             add("--seconds", type=positive, default=5, help="time to measure each way")
     args = parser.parse_args()
+    make_folder(args.out)  # now, rather than when all is measured
     torch.backends.cudnn.benchmark = True
     args.function(args)
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import reference  # noqa: E402
+from compare_runs import INDIFFERENT  # noqa: E402
 
 import metrics  # noqa: E402
 import options  # noqa: E402
@@ -34,8 +35,6 @@ from models.svg import SVG, draw_noise  # noqa: E402
 from utils import UserError, run_command, write_json, writing  # noqa: E402
 
 SMALL = "--width 8 --batch_size 8 --niter 8 --epoch_size 50 --val_every 8 --num_workers 0".split()
-
-INDIFFERENT = "log_dir resume seed niter device num_workers save_every tensorboard".split()  # where a run may differ
 
 CLASSIC_LOOP = "a loop step by step"  # not a flag: trains the class Classic
 CLASSIC = {
@@ -78,9 +77,9 @@ class Classic(SVG):
 
 def train(flags, run, seed):
     """One training, its output in run/output.txt; resumed where it stopped."""
-    classic, flags = CLASSIC_LOOP in flags, [flag for flag in flags if flag != CLASSIC_LOOP]
+    classic = CLASSIC_LOOP in flags
     where = ["--resume", str(run)] if (run / "last.pt").exists() else ["--log_dir", str(run)]
-    args = options.parse_training(options.training_parser(__doc__), [*flags, "--seed", str(seed), *where])
+    args = parse([*flags, "--seed", str(seed), *where])
     train_set, val_set = open_splits(args)
     if classic and len(val_set) % args.batch_size == 1:
         raise UserError(
@@ -108,8 +107,8 @@ def refuse_other_flags(run, flags):
     """A run that is there already must be one by these flags."""
     if (run / "args.json").exists():
         found = json.loads((run / "args.json").read_text())["args"]
-        for name, value in json.loads(json.dumps(trainer.plain(parse(flags)))).items():
-            if name not in INDIFFERENT and found.get(name) != value:
+        for name, value in trainer.plain(parse(flags)).items():
+            if name not in INDIFFERENT | {"niter"} and found.get(name) != value:
                 raise UserError(f"{run}: trained with --{name} {found.get(name)}, not {value}; choose another --out")
 
 

@@ -134,6 +134,22 @@ def test_each_clip_is_read_by_one_process(tiny_data, tmp_path):
     assert result.stderr.count("; skipped clip train/") == result.stderr.count("; skipped clip validate/") == 1
 
 
+def test_each_process_counts_its_own_bad_clips_after_a_resume_too(tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    first, second = ([i for i, _ in ClipSampler(9, 4, 1, seed=1).keys(epoch)[0]] for epoch in (0, 1))
+    number = next(
+        i for i in first[::2] if i and i not in second[1::2]
+    )  # rank 0's; clip 3 of the validation is rank 1's
+    for split, k in (("train", number), ("validate", 3)):
+        (ClipDataset(data, split, 4).clips[k] / "0.png").write_bytes(b"")
+    flags = ["--data_root", data, "--log_dir", tmp_path / "run", "--niter", 1, "--epoch_size", 1, "--max_bad_clips", 1]
+    flags += ["--no-random_start"]
+    assert run(*TORCHRUN, *COMMAND, *flags).returncode == 0
+    result = run(*TORCHRUN, COMMAND[0], "--resume", tmp_path / "run", "--niter", 2)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("split", ["train", "validate"])
 def test_a_faulty_clip_of_the_second_process_loses_no_step(tiny_data, together, tmp_path, split):
     """Rank 0, which saves, does so although it met no fault; resumed, the run ends as the undisturbed one."""

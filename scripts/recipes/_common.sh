@@ -13,9 +13,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 niter=$epochs suffix='' seed=1 log_dir='' flags=()
 while [ $# -gt 0 ]; do
     case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
-    case $1$# in --seed1 | --log_dir1 | --niter1 | --num_epoch1)
-        echo "$(basename "$0"): error: $1: expected one argument" >&2
-        exit 2
+    case $1 in --seed | --log_dir | --niter | --num_epoch)
+        [ $# -gt 1 ] || { echo "$(basename "$0"): error: $1: expected one argument" >&2; exit 2; }
         ;;
     esac
     case $1 in
