@@ -2,27 +2,20 @@
 
 A data set is ROOT/{train,validate,test}/GROUP/CLIP/ with the frames as 0.png, 1.png, ... or as one film strip
 frames.webp (frames stacked top to bottom), and a row a frame in actions.csv and endeffector_positions.csv; or the
-packed form of the same clips, which scripts/convert_bair.py and scripts/pack_dataset.py write (see PackedDataset).
+packed form of the same clips, which scripts/data/ writes (see PackedDataset).
 Recordings of a person with pose drawings have a layout of their own (see PoseDataset).
 """
 
-import ctypes
-import io
 import json
 import os
-import signal
-import sys
-import warnings
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from utils import UserError, choose_device
+from recordings import PoseDataset
+from utils import UserError, choose_device, read_csv, read_image, require_finite
 
 SIZE = 64
 COND_FILES = {
@@ -195,73 +188,6 @@ class PackedDataset(Dataset):
         return mean_and_std(rows)
 
 
-class PoseDataset(Dataset):
-    """Windows of n_frames from recordings of a person, with a drawing of the pose in each frame as the condition.
-
-    ROOT/SPLIT/SPLIT_img/N.png and SPLIT_label/N.png, N = 0, 1, ..., all of one size, are read into memory. A new recording
-    begins at each frame of `cuts`, by default those that SPLIT/cuts.txt lists; a window never crosses them.
-
-    An item is frames and cond, (T, H, W, 3) uint8 each. A recording of L frames counts as L // n_frames items. The key i gives
-    windows evenly spread over it. The key (i, u), u in [0, 1), gives a window of every k-th frame, k in 1 .. max_stride,
-    that starts in the item's part of the recording.
-    """
-
-    cond_dim = 3
-
-    def __init__(self, root, split, n_frames, cuts=None, n_clips=0, max_stride=1):
-        self.root, self.split, self.n_frames, self.max_stride = Path(root), split, n_frames, max_stride
-        folder = self.root / split
-        if not self.root.is_dir():
-            raise UserError(f"--data_root {root}: no such folder")
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such split; {self.root} must hold train and val, for instance")
-        images, labels = folder / f"{split}_img", folder / f"{split}_label"
-        n = max(sum(1 for _ in f.glob("*.png")) for f in (images, labels))
-        if n == 0:
-            raise UserError(f"{folder}: no recording; expected {images}/0.png and {labels}/0.png")
-        self.frames = read_numbered(images, n)
-        self.labels = read_numbered(labels, n, self.frames.shape[1:3])
-        source = "--cuts"
-        if cuts is None:
-            source, cuts = folder / "cuts.txt", read_cuts(folder / "cuts.txt")
-        if cuts and cuts[-1] >= n:
-            raise UserError(f"{source}: {cuts[-1]} is beyond the {n} frames of {images}")
-        self.parts = []  # (first frame, length) of the item's recording, which part of it, of how many
-        for first, end in zip([0, *cuts], [*cuts, n]):
-            if end - first < n_frames:
-                raise UserError(
-                    f"{images}: the recording from frame {first} has {end - first} frames, {n_frames} wanted; lower --train_vi_len, --val_vi_len or --n_future"
-                )
-            k = (end - first) // n_frames
-            self.parts += [(first, end - first, j, k) for j in range(k)]
-        self.parts = self.parts[: n_clips or None]
-
-    def __len__(self):
-        return len(self.parts)
-
-    def window(self, key):
-        """The frames of a key's window, as a slice."""
-        i, u = key if isinstance(key, tuple) else (key, None)
-        first, length, j, k = self.parts[i]
-        stride = 1
-        if u is None:
-            start = j * (length - self.n_frames) // max(1, k - 1)
-        else:
-            most = min(self.max_stride, (length - 1) // (self.n_frames - 1))
-            stride = 1 + int(u * 2**24 % 1 * most)  # from digits of u too fine to matter for the start
-            start = int((j + u) / k * (length - stride * (self.n_frames - 1)))
-        return slice(first + start, first + start + stride * (self.n_frames - 1) + 1, stride)
-
-    def name(self, i):
-        """The frames of the window of key i."""
-        window = self.window(i)
-        return f"frames {window.start}-{window.stop - 1}"
-
-    def __getitem__(self, key):
-        window = self.window(key)
-        return self.frames[window], self.labels[window]
-
-
 def mean_and_std(rows):
     """Mean and standard deviation (D,) float32 of rows (N, D), added up in float64: in float32 a constant has a deviation."""
     return tuple(torch.from_numpy(x.astype(np.float32)) for x in (rows.mean(0, np.float64), rows.std(0, np.float64)))
@@ -273,26 +199,6 @@ def natural_key(path):
     return [int(word) for word in words], str(path)
 
 
-def read_image(path, fits, wanted):
-    """An image (H, W, 3) uint8 whose size passes fits(width, height), which is asked before any pixel is decoded."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            deep = image.mode.startswith(("I", "F"))  # more than 8 bits, which conversion would clip
-            image.verify()  # checksums, which decoding a PNG ignores
-        with Image.open(io.BytesIO(data)) as image:
-            if fits(width, height) and not deep:
-                return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing frame; restore the file or remove its clip") from None
-    except Exception:  # a damaged file makes Pillow raise nearly anything
-        raise UserError(f"{path}: not a readable image; restore the file or remove its clip") from None
-    if deep:
-        raise UserError(f"{path}: more than 8 bits a pixel; convert the frames to 8")
-    raise UserError(f"{path}: {width}x{height} pixels; {wanted}")
-
-
 def read_png(path):
     """A frame (64, 64, 3) uint8."""
     return read_image(path, lambda w, h: w == h == SIZE, f"frames must be {SIZE}x{SIZE}")
@@ -302,56 +208,6 @@ def read_strip(path):
     """All frames of a film strip, (T, 64, 64, 3) uint8."""
     wanted = f"a strip is {SIZE} wide and {SIZE} high a frame"
     return read_image(path, lambda w, h: w == SIZE and h % SIZE == 0, wanted).reshape(-1, SIZE, SIZE, 3)
-
-
-def read_numbered(folder, n, size=None):
-    """The images 0.png .. n-1.png of a folder, (n, H, W, 3) uint8, all of one size (H, W)."""
-    if size is None:
-        size = read_image(folder / "0.png", lambda w, h: min(w, h) >= 11, "frames must be 11x11 or larger").shape[:2]
-    h, w = size
-    images = torch.empty((n, h, w, 3), dtype=torch.uint8)
-    for t in range(n):
-        image = read_image(
-            folder / f"{t}.png", lambda *found: found == (w, h), f"{w}x{h} wanted, as the first frame has"
-        )
-        images[t] = torch.from_numpy(image)
-    return images
-
-
-def read_cuts(path):
-    """The frame numbers of a cuts.txt, separated by commas or white space; none where there is no such file."""
-    try:
-        cuts = [int(word) for word in path.read_text().replace(",", " ").split()]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        cuts = [0]
-    if cuts != sorted(set(cuts)) or min(cuts, default=1) < 1:
-        raise UserError(f"{path}: not a list of increasing frame numbers (630, 1260); mend or remove it")
-    return cuts
-
-
-def read_csv(path, n_rows):
-    """A numeric CSV without header, (rows, columns) float32, of at least n_rows rows."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            rows = np.loadtxt(path, np.float32, comments=None, delimiter=",", ndmin=2)
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; restore it, or train with a --cond that does not need it") from None
-    except (OSError, ValueError):
-        raise UserError(f"{path}: not a table of numbers; a CSV without header, a row a frame, is wanted") from None
-    if len(rows) < n_rows:
-        raise UserError(f"{path}: {len(rows)} rows, {n_rows} wanted; one row a frame")
-    require_finite(path, rows, "mend or remove the clip")
-    return rows
-
-
-def require_finite(path, rows, remedy):
-    """Refuse condition rows that hold NaN, infinity, or a number whose square is one in float32, as fill values are."""
-    for row, column in np.argwhere(~(np.abs(rows) < 1e15))[:1]:
-        value = rows[row, column]
-        what = f"holds {value:.3g}, too large for a condition" if np.isfinite(value) else "is not finite"
-        raise UserError(f"{path}: row {row + 1} {what}; {remedy}")
 
 
 def read_index(folder):
@@ -428,7 +284,7 @@ def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_de
         return PackedDataset(root, split, n_frames, cond, n_clips, device)
     dataset = ClipDataset(root, split, n_frames, cond, n_clips)
     if data_device is not None:
-        raise UserError(f"--data_device {data_device}: {root} is not packed; scripts/pack_dataset.py packs it")
+        raise UserError(f"--data_device {data_device}: {root} is not packed; python -m scripts.data.pack_dataset packs it")
     return dataset
 
 
@@ -451,172 +307,3 @@ def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cu
     return data
 
 
-class ClipSampler:
-    """Batches of dataset keys (i, u). A pure function of (seed, epoch), so that a resumed epoch goes on where it stopped.
-
-    share(keys) is the part of a batch that this process loads; part(epoch) the part of the clips, from the first on, that an
-    epoch draws from.
-    """
-
-    def __init__(self, n_clips, batch_size, n_batches=0, seed=0, random_start=True, share=list, part=lambda epoch: 1.0):
-        self.n_clips, self.batch_size, self.seed, self.random_start = n_clips, batch_size, seed, random_start
-        self.epoch_size, self.share, self.part = n_batches, share, part
-        self.start(0)
-
-    def start(self, epoch, first=0):
-        """Iterate over this epoch next, from batch `first`."""
-        self.epoch, self.first = epoch, first
-        self.n_batches = self.count(epoch)[1]
-
-    def count(self, epoch):
-        """The number of clips that an epoch draws from, and its number of batches."""
-        n_clips = max(1, int(self.n_clips * self.part(epoch)))
-        return n_clips, self.epoch_size or max(1, n_clips // self.batch_size)
-
-    def __len__(self):
-        return self.n_batches - self.first
-
-    def keys(self, epoch):
-        """All batches of an epoch: a list of lists of keys (i, u)."""
-        rng = np.random.default_rng([self.seed, epoch])
-        n_clips, n_batches = self.count(epoch)
-        n = n_batches * self.batch_size
-        clips = np.concatenate([rng.permutation(n_clips) for _ in range(-(-n // n_clips))])[:n].tolist()
-        starts = (rng.random(n) if self.random_start else np.zeros(n)).tolist()
-        keys = list(zip(clips, starts))
-        return [keys[b : b + self.batch_size] for b in range(0, n, self.batch_size)]
-
-    def __iter__(self):
-        return map(self.share, self.keys(self.epoch)[self.first :])
-
-
-class _Careful(Dataset):
-    """A data set whose errors travel as items: a worker process would wrap them in its traceback."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        try:
-            return self.dataset[key]
-        except UserError as error:
-            name = self.dataset.name(key[0] if isinstance(key, tuple) else key)
-            error.clip = f"{self.dataset.split}/{name}"
-            return error
-
-
-def collate(items):
-    """Items to (frames (B, T, H, W, 3) uint8, cond (B, T, D)), or None if there is no good one, and the errors among them."""
-    good = [item for item in items if not isinstance(item, UserError)]
-    return torch.utils.data.default_collate(good) if good else None, [e for e in items if isinstance(e, UserError)]
-
-
-def ignore_signals(_):
-    """Ctrl-C and Slurm signal every process of a job; the main one decides when its workers end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-class PackedLoader:
-    """Batches of a PackedDataset, read ahead by num_workers threads.
-
-    Not by processes: reading lets other threads run, and what a process has read must be copied to this one, which takes
-    ten times as long as reading it.
-    """
-
-    def __init__(self, dataset, num_workers, pin_memory, batch_sampler=None, batch_size=None):
-        self.dataset, self.num_workers, self.pin_memory = dataset, num_workers, pin_memory
-        self.batch_sampler = batch_sampler or BatchSampler(range(len(dataset)), batch_size, drop_last=False)
-
-    def __len__(self):
-        return len(self.batch_sampler)
-
-    def fetch(self, keys):
-        """As `collate`: the batch, and no errors (one raises, and reaches the caller in its own words)."""
-        batch = self.dataset.batch(keys)
-        return [x.pin_memory() for x in batch] if self.pin_memory else batch, []
-
-    def __iter__(self):
-        if not self.num_workers:
-            yield from map(self.fetch, self.batch_sampler)
-            return
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            ahead = deque()
-            for keys in self.batch_sampler:
-                ahead.append(pool.submit(self.fetch, keys))
-                if len(ahead) > 2 * self.num_workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
-
-def make_loader(dataset, num_workers, device, **kwargs):
-    """A DataLoader over a ClipDataset, or its like over a PackedDataset; kwargs are batch_sampler or batch_size."""
-    if isinstance(dataset, PackedDataset):
-        on_disk = dataset.device is None
-        return PackedLoader(dataset, num_workers * on_disk, on_disk and device.type == "cuda", **kwargs)
-    return DataLoader(
-        _Careful(dataset),
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator(),  # else every iterator would draw from the stream that the model's noise comes from
-        persistent_workers=num_workers > 0,
-        **kwargs,
-    )
-
-
-def upload(loader, device):
-    """The loader's items, tensors on the device; a GPU receives one while it computes on the one before."""
-    if device.type != "cuda":
-        for batch, errors in loader:
-            yield batch and [x.to(device) for x in batch], errors
-        return
-    copying, ahead = torch.cuda.Stream(device), deque()
-
-    def next_in_line():
-        batch, errors, copied = ahead.popleft()
-        computing = torch.cuda.current_stream(device)
-        computing.wait_event(copied)
-        for x in batch or ():
-            x.record_stream(computing)  # else its memory would go to the copy after next too soon
-        return batch, errors
-
-    for batch, errors in loader:
-        with torch.cuda.stream(copying):
-            batch = batch and [x.to(device, non_blocking=True) for x in batch]
-        ahead.append((batch, errors, copying.record_event()))
-        if len(ahead) > 1:
-            yield next_in_line()
-    while ahead:
-        yield next_in_line()
-
-
-def batches(loader, device, skip=None, refill=False):
-    """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D).
-
-    A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left. With
-    refill the batch's other clips are repeated in its place: BatchNorm needs two, and a compiled network the same number.
-    """
-    for batch, errors in upload(loader, device):
-        if errors and (skip is None or batch is None):
-            raise errors[0]
-        for error in errors:
-            skip(error)
-        frames, cond = batch
-        if errors and refill:
-            n = len(frames)
-            again = torch.arange(n + len(errors), device=device) % n
-            frames, cond = frames[again], cond[again]
-        yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
-
-
-def to_float(images):
-    """Images (..., H, W, 3) uint8 to (..., 3, H, W) float32 in [0, 1], channels last in memory."""
-    return images.movedim(-1, -3).float().div_(255)

@@ -12,8 +12,10 @@ import metrics
 import options
 import visualize
 import what_if
-from dataset import batches, make_loader, open_for
-from utils import UserError, autocast, choose_machine, load_model, make_folder, run_command, write_json
+from dataset import open_for
+from loading import batches, make_loader
+from training.checkpoint import load_model
+from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
 
 def get_parser():

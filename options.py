@@ -4,7 +4,8 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from utils import UserError, load_checkpoint
+from training.checkpoint import load_checkpoint
+from utils import UserError
 
 SVG_OPTIONS = "n_past width g_dim z_dim rnn_size predictor_rnn_layers posterior_rnn_layers prior_rnn_layers last_frame_skip skip_frame hierarchy align cond_conv norm".split()
 POSE_OPTIONS = "F_dim L_dim N_dim D_out_dim".split()

@@ -1,9 +1,9 @@
 """Train SVG-FP: action-conditioned stochastic video generation with the fixed prior z ~ N(0, I)."""
 
 import options
-import trainer
 from dataset import open_splits
 from models import SVG
+from training import trainer
 from utils import run_command
 
 

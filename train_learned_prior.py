@@ -1,9 +1,9 @@
 """Train SVG-LP: action-conditioned stochastic video generation with a learned prior z ~ p(z | frames so far)."""
 
 import options
-import trainer
 from dataset import open_splits
 from models import SVG
+from training import trainer
 from utils import run_command
 
 

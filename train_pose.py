@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import options
-import trainer
-from dataset import PoseDataset
 from models import PoseCVAE
+from recordings import PoseDataset
+from training import trainer
 from utils import UserError, run_command
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import io
 import json
 import multiprocessing
 import os
@@ -9,13 +10,11 @@ import random
 import signal
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-
-from models import build
+from PIL import Image
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
 
@@ -142,66 +141,47 @@ def write_json(path, value):
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def save_checkpoint(path, checkpoint):
-    """Write a dict of tensors and plain values, whole or not at all, and on disk before it gets its name."""
-    with writing(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(checkpoint, file)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(str(error).splitlines()[0]) from None
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def load_checkpoint(path, *parts):
-    """Read a checkpoint of this project: tensors and plain values only, so that loading cannot run code.
-
-    It is a dict of dicts: model, state_dict, args, and the `parts` asked for.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; give the path of a last.pt or best.pt")
-    pickled = UserError(
-        f"{path}: holds pickled objects, which could run code, and is not loaded; if you trust its author, load it where"
-        " nothing can be harmed, with the code that wrote it, and torch.save each module's state_dict()"
-    )
+def read_image(path, fits, wanted):
+    """An image (H, W, 3) uint8 whose size passes fits(width, height), which is asked before any pixel is decoded."""
     try:
-        if not zipfile.is_zipfile(path):
-            with open(path, "rb") as file:
-                head = file.read(2)
-            if head[:1] == b"\x80" and head[1:] <= b"\x05":  # how a pickle begins; torch before 1.6 wrote these
-                raise pickled
-            raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load ignores the checksums
-                raise ValueError
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            deep = image.mode.startswith(("I", "F"))  # more than 8 bits, which conversion would clip
+            image.verify()  # checksums, which decoding a PNG ignores
+        with Image.open(io.BytesIO(data)) as image:
+            if fits(width, height) and not deep:
+                return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing frame; restore the file or remove its clip") from None
+    except Exception:  # a damaged file makes Pillow raise nearly anything
+        raise UserError(f"{path}: not a readable image; restore the file or remove its clip") from None
+    if deep:
+        raise UserError(f"{path}: more than 8 bits a pixel; convert the frames to 8")
+    raise UserError(f"{path}: {width}x{height} pixels; {wanted}")
+
+
+
+def read_csv(path, n_rows):
+    """A numeric CSV without header, (rows, columns) float32, of at least n_rows rows."""
+    try:
         with warnings.catch_warnings(action="ignore"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise pickled from None
-        raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
-    wanted = ("model", "state_dict", "args", *parts)
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in wanted):
-        raise UserError(
-            f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give {'a last.pt' if parts else 'a last.pt or best.pt'} that a train command wrote"
-        )
-    return checkpoint
+            rows = np.loadtxt(path, np.float32, comments=None, delimiter=",", ndmin=2)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; restore it, or train with a --cond that does not need it") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path}: not a table of numbers; a CSV without header, a row a frame, is wanted") from None
+    if len(rows) < n_rows:
+        raise UserError(f"{path}: {len(rows)} rows, {n_rows} wanted; one row a frame")
+    require_finite(path, rows, "mend or remove the clip")
+    return rows
 
 
-def load_model(path, device):
-    """A checkpoint's model, on the device in eval mode, and the args it was trained with."""
-    checkpoint = load_checkpoint(path)
-    try:
-        kinds = {"data_root": str, "cond": str, "n_future": int}
-        if any(type(checkpoint["args"][name]) is not kind for name, kind in kinds.items()):
-            raise TypeError("its args are of another kind")
-        model = build(checkpoint["model"])
-        model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: its model cannot be rebuilt ({str(error).splitlines()[0]}); was it written by another version?"
-        ) from None
-    return model.to(device, memory_format=torch.channels_last).eval(), checkpoint["args"]
+
+def require_finite(path, rows, remedy):
+    """Refuse condition rows that hold NaN, infinity, or a number whose square is one in float32, as fill values are."""
+    for row, column in np.argwhere(~(np.abs(rows) < 1e15))[:1]:
+        value = rows[row, column]
+        what = f"holds {value:.3g}, too large for a condition" if np.isfinite(value) else "is not finite"
+        raise UserError(f"{path}: row {row + 1} {what}; {remedy}")
+

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from dataset import open_split, read_csv, to_float
+from dataset import open_split
+from loading import to_float
 from metrics import noise_generators
-from utils import UserError
+from utils import UserError, read_csv
 
 # The first two numbers of an action move the arm along x and y. The words are those of the bundled clips' camera, where
 # +x is to the right in the picture and +y away; another camera may show the same signs otherwise.

@@ -1,17 +1,16 @@
 """Make a small checkpoint for others: the weights in half precision, no optimiser, and the data set that they have.
 
-    python scripts/export_checkpoint.py RUN/best.pt pretrained/NAME.pt [--data_root data/pushing_sample]
+    python -m scripts.export_checkpoint RUN/best.pt pretrained/NAME.pt [--data_root data/pushing_sample]
 
 Matrices and convolutions become float16; vectors, BatchNorm's statistics among them, stay float32. generate.py computes with all of
 them as float32 again.
 """
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import options  # noqa: E402
-from utils import UserError, load_checkpoint, run_command, save_checkpoint  # noqa: E402
+import options
+from training.checkpoint import load_checkpoint, save_checkpoint
+from utils import UserError, run_command
 
 
 def main():

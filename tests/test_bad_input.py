@@ -276,6 +276,6 @@ def test_a_full_gpu(capsys):
 
 
 def test_fuzz():
-    """The short version of scripts/fuzz.py --cases 500."""
-    result = run("scripts/fuzz.py", "--cases", 60)
+    """The short version of -m tests.fuzz --cases 500."""
+    result = run("-m", "tests.fuzz", "--cases", 60)
     assert result.returncode == 0 and "60 cases, 0 findings" in result.stdout, result.stdout + result.stderr

@@ -7,10 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import run
 
-sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark  # noqa: E402
+from scripts.measure import benchmark
 
 CPU = torch.device("cpu")
 
@@ -68,7 +67,7 @@ def test_extensions_and_pose(monkeypatch, tmp_path, command):
 
 def test_predict(tmp_path):
     flags = "--device cpu --width 2 --clips 2 --n_samples 3 --reference_samples 1 --repeats 1 --out"
-    result = run("scripts/benchmark.py", "predict", *flags.split(), tmp_path)
+    result = run("-m", "scripts.measure.benchmark", "predict", *flags.split(), tmp_path)
     assert result.returncode == 0, result.stderr
     reference, ours = rows_of(tmp_path, "predict")
     assert reference["variant"] == "reference, 1 samples x 3, posterior"
@@ -93,7 +92,7 @@ def test_peak_memory():
 
 def test_data(tiny_data, tmp_path):
     flags = "--n_frames 3 --n_clips 4 --batch_size 2 --seconds 0.1 --data_root"
-    result = run("scripts/benchmark.py", "data", *flags.split(), tiny_data, "--out", tmp_path)
+    result = run("-m", "scripts.measure.benchmark", "data", *flags.split(), tiny_data, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     rows = rows_of(tmp_path, "data")
     assert len(rows) == 7 and all(row["clips/s"] > 0 and row["clips/s a core"] > 0 for row in rows)
@@ -102,5 +101,5 @@ def test_data(tiny_data, tmp_path):
 
 def test_a_batch_of_one_clip_is_refused(tmp_path):
     """BatchNorm could not train on it."""
-    result = run("scripts/benchmark.py", "train", "--batch_size", "1", "--out", tmp_path)
+    result = run("-m", "scripts.measure.benchmark", "train", "--batch_size", "1", "--out", tmp_path)
     assert result.returncode == 2 and "argument --batch_size" in result.stderr and "Traceback" not in result.stderr

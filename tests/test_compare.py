@@ -16,19 +16,16 @@ from conftest import ROOT, TINY, run, write_clips
 from PIL import Image
 from scipy import stats
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import compare_runs  # noqa: E402
-import make_dancer  # noqa: E402
-import measure_pushes  # noqa: E402
-import measure_what_if  # noqa: E402
-
-import metrics  # noqa: E402
-import options  # noqa: E402
-import visualize  # noqa: E402
-import what_if  # noqa: E402
-from dataset import open_split  # noqa: E402
-from utils import UserError  # noqa: E402
+import metrics
+import options
+import visualize
+import what_if
+from dataset import open_split
+from scripts.data import make_dancer
+from scripts.measure import compare_runs
+from scripts.measure import pushes as measure_pushes
+from scripts.measure import what_if as measure_what_if
+from utils import UserError
 
 RECIPES = sorted((ROOT / "scripts/recipes").glob("0*.sh"))
 
@@ -61,7 +58,7 @@ def compared(trained, tmp_path_factory):
     again = change(trained["learned"], folder / "learned-again", lambda args: None)
     out = folder / "report"
     flags = ["--num_workers", 0, "--precision", "fp32", "--n_show", 2]
-    result = run("scripts/compare_runs.py", one, trained["learned"], two, other, again, "--out", out, *flags)
+    result = run("-m", "scripts.measure.compare_runs", one, trained["learned"], two, other, again, "--out", out, *flags)
     assert result.returncode == 0, result.stderr
     assert "learned-again" in result.stderr and "same seed" in result.stderr
     return SimpleNamespace(out=out, stdout=result.stdout, groups=json.load(open(out / "scores.json")))
@@ -112,7 +109,7 @@ def test_what_cannot_be_compared(trained, tmp_path):
         ([unfinished / "last.pt"], "not a run directory"),
         ([unfinished, begun], "finished an epoch"),
     ):
-        result = run("scripts/compare_runs.py", *runs, "--out", tmp_path / "out")
+        result = run("-m", "scripts.measure.compare_runs", *runs, "--out", tmp_path / "out")
         assert result.returncode == 2 and part in result.stderr and "Traceback" not in result.stderr
 
 
@@ -220,7 +217,7 @@ while [ $# -gt 1 ]; do [ "$1" = --log_dir ] && mkdir -p "$2" && touch "$2/args.j
     command = ["bash", ROOT / "scripts/recipes/all.sh", "--small", "--cond", "action"]
     subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=100)
     *trainings, report = log.read_text().splitlines()
-    assert report.startswith("scripts/compare_runs.py") and report.count("-small-seed") == len(trainings)
+    assert report.startswith("-m scripts.measure.compare_runs") and report.count("-small-seed") == len(trainings)
     assert all("--cond action" in line for line in trainings)
     assert all(("POSES" in line) == ("train_pose.py" in line) == ("--width 8" not in line) for line in trainings)
     seeds = {recipe.stem: sum(f"/{recipe.stem}-small-seed" in line for line in trainings) for recipe in RECIPES}

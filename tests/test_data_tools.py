@@ -20,23 +20,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import dataset
+import loading
+import options
+from scripts.data import convert_bair, pack_dataset
+from utils import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-import convert_bair  # noqa: E402
-import pack_dataset  # noqa: E402
-
-import dataset  # noqa: E402
-import options  # noqa: E402
-from utils import UserError  # noqa: E402
 
 CPU = torch.device("cpu")
 
 
 def command(*words, **kwargs):
     """Run a command of this repository as a user does."""
-    words = [sys.executable, *words] if str(words[0]).endswith(".py") else words
+    words = [sys.executable, *words] if (str(words[0]).endswith(".py") or words[0] == "-m") else words
     env = {**os.environ, "OMP_NUM_THREADS": "1"} | kwargs.pop("env", {})
     return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=env, **kwargs)
 
@@ -109,17 +107,17 @@ def copy(source, destination):
 
 @pytest.mark.parametrize("cond", ["action+position", "position", "none"])
 def test_packed_batches_equal_the_folder_layouts(folders, packed, cond):
-    sampler = dataset.ClipSampler(11, 4, 5, seed=3)
+    sampler = loading.ClipSampler(11, 4, 5, seed=3)
     here = dataset.open_split(folders, "train", 3, cond)
-    expected = list(dataset.batches(dataset.make_loader(here, 0, CPU, batch_sampler=sampler), CPU))
+    expected = list(loading.batches(loading.make_loader(here, 0, CPU, batch_sampler=sampler), CPU))
     for num_workers, data_device in ((0, None), (2, None), (0, "cpu")):
         data = dataset.open_split(packed, "train", 3, cond, data_device=data_device)
         assert isinstance(data, dataset.PackedDataset) and len(data) == 11 and data.cond_dim == here.cond_dim
-        found = list(dataset.batches(dataset.make_loader(data, num_workers, CPU, batch_sampler=sampler), CPU))
+        found = list(loading.batches(loading.make_loader(data, num_workers, CPU, batch_sampler=sampler), CPU))
         assert len(found) == 5
         for (frames, rows), (wanted, wanted_rows) in zip(found, expected):
             assert torch.equal(frames, wanted) and torch.equal(rows, wanted_rows)
-        in_order = [batch for batch, _ in dataset.make_loader(data, num_workers, CPU, batch_size=4)]
+        in_order = [batch for batch, _ in loading.make_loader(data, num_workers, CPU, batch_size=4)]
         assert [len(frames) for frames, _ in in_order] == [4, 4, 3]
         assert torch.equal(in_order[2][0][2], here[10][0])
     assert [data.name(i) for i in range(11)] == [here.name(i) for i in range(11)]
@@ -179,7 +177,7 @@ def test_requests_that_packed_data_cannot_meet(folders, packed, tmp_path):
         dataset.open_split(packed, "test", 3)
     with pytest.raises(UserError, match="--data_device cuda:9: no such device"):
         dataset.open_split(packed, "train", 3, data_device="cuda:9")
-    with pytest.raises(UserError, match="--data_device cpu: .* is not packed; scripts/pack_dataset.py"):
+    with pytest.raises(UserError, match="--data_device cpu: .* is not packed; python -m scripts.data.pack_dataset"):
         dataset.open_split(folders, "train", 3, data_device="cpu")
     for split, clip in (("train", "a"), ("test", "b")):  # as ../shared/data/bair_one: no positions
         make_clip(tmp_path / "one" / split / "g" / clip, 3, np.random.default_rng(0))
@@ -195,7 +193,7 @@ def test_file_that_shrinks_while_it_is_read(packed, tmp_path, num_workers):
     data = dataset.open_split(copy(packed, tmp_path), "train", 3)
     os.truncate(tmp_path / "train" / "frames.npy", 200_000)
     with pytest.raises(UserError, match="frames.npy: ends early"):
-        list(dataset.batches(dataset.make_loader(data, num_workers, CPU, batch_size=4), CPU))
+        list(loading.batches(loading.make_loader(data, num_workers, CPU, batch_size=4), CPU))
 
 
 def test_training_on_packed_data(packed, tmp_path):
@@ -213,9 +211,9 @@ def test_training_on_packed_data(packed, tmp_path):
 
 
 def test_pack_and_unpack(folders, tmp_path):
-    result = command("scripts/pack_dataset.py", folders, tmp_path / "packed", "--num_workers", 2)
+    result = command("-m", "scripts.data.pack_dataset", folders, tmp_path / "packed", "--num_workers", 2)
     assert result.returncode == 0 and "train: 11 clips" in result.stdout, result.stderr
-    result = command("scripts/pack_dataset.py", "--unpack", tmp_path / "packed", tmp_path / "back", "--num_workers", 2)
+    result = command("-m", "scripts.data.pack_dataset", "--unpack", tmp_path / "packed", tmp_path / "back", "--num_workers", 2)
     assert result.returncode == 0, result.stderr
     for split in ("train", "validate"):
         a, b = (sorted(p for p in (root / split).glob("*/*")) for root in (folders, tmp_path / "back"))
@@ -256,9 +254,9 @@ def test_what_pack_refuses(folders, packed, tmp_path, monkeypatch):
             pack(tmp_path / "bad")
     (clip / "3.png").write_bytes(b"no picture")
     one_line(
-        command("scripts/pack_dataset.py", tmp_path / "bad", tmp_path / "new"), clip / "3.png", "not a readable image"
+        command("-m", "scripts.data.pack_dataset", tmp_path / "bad", tmp_path / "new"), clip / "3.png", "not a readable image"
     )
-    result = command("scripts/pack_dataset.py", folders, tmp_path / "new", preexec_fn=limit_file_size)
+    result = command("-m", "scripts.data.pack_dataset", folders, tmp_path / "new", preexec_fn=limit_file_size)
     one_line(result, tmp_path / "new" / "train", "free some space")
     assert not (tmp_path / "new").exists() or not contents(tmp_path / "new")
 
@@ -328,7 +326,7 @@ def tfrecords(tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted(tfrecords, tmp_path_factory):
     root = tmp_path_factory.mktemp("converted") / "bair"
-    result = command("scripts/convert_bair.py", tfrecords, root, "--validate", 4, "--num_workers", 2)
+    result = command("-m", "scripts.data.convert_bair", tfrecords, root, "--validate", 4, "--num_workers", 2)
     assert result.returncode == 0, result.stderr
     return root
 
@@ -351,7 +349,7 @@ def test_splits_and_formats(tfrecords, converted, tmp_path):
     ]
     assert names["validate"] == ["traj_6_to_8/2", "traj_12_to_14/0", "traj_12_to_14/1", "traj_12_to_14/2"]
     assert names["test"] == ["traj_0_to_1/0", "traj_0_to_1/1"] and not (converted / ".parts").exists()
-    result = command("scripts/convert_bair.py", tfrecords, tmp_path / "folders", "--validate", 4, "--format", "folders")
+    result = command("-m", "scripts.data.convert_bair", tfrecords, tmp_path / "folders", "--validate", 4, "--format", "folders")
     assert result.returncode == 0, result.stderr
     for split in names:
         pack_dataset.pack(tmp_path / "folders", split, tmp_path / "packed", 0)
@@ -372,7 +370,7 @@ def test_camera(tfrecords, converted, tmp_path):
 @pytest.mark.skipif(not (REAL / "bair_tfrecord").exists(), reason=f"no real recordings in {REAL}")
 def test_real_recording(tmp_path):
     """A file that TensorFlow wrote, and the same clip as PNG and CSV files; its second clip runs backwards."""
-    result = command("scripts/convert_bair.py", REAL / "bair_tfrecord", tmp_path / "new")
+    result = command("-m", "scripts.data.convert_bair", REAL / "bair_tfrecord", tmp_path / "new")
     assert result.returncode == 0, result.stderr
     clip = pack_dataset.read_clip(REAL / "bair_one" / "test" / "traj_0_to_255" / "0", ["actions.csv"])
     frames, actions = (np.load(tmp_path / "new" / "test" / f"{name}.npy") for name in ("frames", "actions"))
@@ -404,7 +402,7 @@ def test_bad_records(tfrecords, converted, tmp_path):
     damage(files[3], lambda data: flip(data, 0))  # the length of record 0
     test = source / "softmotion30_44k" / "test" / "traj_0_to_1.tfrecords"
     test.write_bytes(b"")
-    result = command("scripts/convert_bair.py", source, target, "--validate", 1)
+    result = command("-m", "scripts.data.convert_bair", source, target, "--validate", 1)
     one_line(
         result, f"{files[0]} record 1: its checksum", f"{files[1]} record 2: the file ends inside it",
         f"{files[2]} record 1: its actions are not all finite", f"{files[2]} record 2: 0/image_aux1/encoded is missing or not",
@@ -415,7 +413,7 @@ def test_bad_records(tfrecords, converted, tmp_path):
 
     files[3].unlink()
     test.unlink()
-    result = command("scripts/convert_bair.py", source, target, "--validate", 1, "--skip_bad")
+    result = command("-m", "scripts.data.convert_bair", source, target, "--validate", 1, "--skip_bad")
     assert result.returncode == 0 and result.stderr.count("left out: ") == 5, result.stderr
     assert dataset.open_split(target, "train", 2).clips == [
         "traj_0_to_2/0", "traj_0_to_2/2", "traj_3_to_5/0", "traj_3_to_5/1", "traj_6_to_8/0"
@@ -424,7 +422,7 @@ def test_bad_records(tfrecords, converted, tmp_path):
     damaged = files[0].read_bytes()
     copy(tfrecords, source)
     files[0].write_bytes(damaged)
-    again = ("scripts/convert_bair.py", source, tmp_path / "again", "--validate", 4)
+    again = ("-m", "scripts.data.convert_bair", source, tmp_path / "again", "--validate", 4)
     one_line(command(*again), f"{files[0]} record 1")
     copy(tfrecords, source)
     files[1].write_bytes(b"")  # was good and is done: it is not read again
@@ -437,7 +435,7 @@ def test_what_convert_refuses(tfrecords, converted, folders, tmp_path, monkeypat
     convert("--validate: .* has no clips beyond those", tfrecords, tmp_path / "new")  # 256 of 12
     convert("settings.json: begun with other settings", tfrecords, converted, "--camera", "main", "--validate", 4)
     convert("holds something else", tfrecords, folders, "--validate", 4)
-    words = ("scripts/convert_bair.py", tfrecords, tmp_path / "new", "--validate", 4)
+    words = ("-m", "scripts.data.convert_bair", tfrecords, tmp_path / "new", "--validate", 4)
     result = command(*words, preexec_fn=limit_file_size)
     one_line(result, "free some space")
     assert not (tmp_path / "new" / "train").exists()
@@ -445,7 +443,7 @@ def test_what_convert_refuses(tfrecords, converted, folders, tmp_path, monkeypat
 
 def kill_and_convert(source, target, n_kills, seconds, *flags):
     """Kill a conversion n_kills times, within some seconds of its first sign of life; then let it end. Returns how many died."""
-    words = [sys.executable, ROOT / "scripts" / "convert_bair.py", source, target, *map(str, flags)]
+    words = [sys.executable, "-m", "scripts.data.convert_bair", source, target, *map(str, flags)]
     died = 0
     for _ in range(n_kills):
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -491,7 +489,7 @@ def test_check_lists_every_fault(folders, packed, tmp_path):
         path = clips / str(clip) / f"{name}.csv"
         path.write_text("\n".join(change(path.read_text().strip().split("\n"))))
     (clips / "empty").mkdir()
-    result = command("scripts/check_dataset.py", root, "--num_workers", 2)
+    result = command("-m", "scripts.data.check_dataset", root, "--num_workers", 2)
     one_line(result, root, "faults")
     wanted = {
         "0/1.png": "missing", "1/0.png": "not a readable", "2/0.png": "32x64", "3/first.png": "not the number", "3/actions.csv": "missing",
@@ -503,11 +501,11 @@ def test_check_lists_every_fault(folders, packed, tmp_path):
     assert f"{root}/validate: 0 faults" in result.stdout
 
     root = copy(packed, tmp_path / "packed")
-    assert command("scripts/check_dataset.py", root).returncode == 0
+    assert command("-m", "scripts.data.check_dataset", root).returncode == 0
     damage(root / "train" / "frames.npy", lambda data: flip(data, 70_000))
     (root / "train" / "clips.csv").unlink()
     damage(root / "validate" / "actions.npy", lambda data: data[:-4])
-    result = command("scripts/check_dataset.py", root)
+    result = command("-m", "scripts.data.check_dataset", root)
     one_line(result, "3 faults")
     for name, message in {
         "train/frames.npy": "SHA-256",
@@ -558,7 +556,7 @@ def server(tfrecords, tmp_path):
 
 def test_download(server, tfrecords, tmp_path):
     folder = tmp_path / "raw"
-    download = lambda **kwargs: command("scripts/download_bair.sh", folder, **{"env": server.env} | kwargs)
+    download = lambda **kwargs: command("scripts/data/download_bair.sh", folder, **{"env": server.env} | kwargs)
     server.size = 10**16
     one_line(download(), folder, "MiB needed; free some space")
     assert not server.requests
@@ -575,7 +573,7 @@ def test_download(server, tfrecords, tmp_path):
 
 def test_download_faults(server, tmp_path):
     folder, archive = tmp_path / "raw", tmp_path / "raw" / "bair_robot_pushing_dataset_v0.tar"
-    download = lambda *words, **env: command("scripts/download_bair.sh", *words, env=server.env | env)
+    download = lambda *words, **env: command("scripts/data/download_bair.sh", *words, env=server.env | env)
     one_line(download(), "give the folder")
     one_line(download(folder, BAIR_URL="http://127.0.0.1:9/none.tar"), "http://127.0.0.1:9/none.tar: does not answer")
     folder.mkdir(exist_ok=True)

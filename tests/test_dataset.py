@@ -9,7 +9,8 @@ import torch
 from conftest import REAL, ROOT
 from PIL import Image
 
-from dataset import ClipDataset, ClipSampler, batches, make_loader, mean_and_std, natural_key
+from dataset import ClipDataset, mean_and_std, natural_key
+from loading import ClipSampler, batches, make_loader
 from models import SVG
 
 CPU = torch.device("cpu")

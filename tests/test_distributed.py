@@ -12,11 +12,10 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, TINY, run
+from kill_test import outcome, same
 
-sys.path.insert(0, str(ROOT / "scripts"))
-from kill_test import outcome, same  # noqa: E402
-
-from dataset import ClipDataset, ClipSampler  # noqa: E402
+from dataset import ClipDataset
+from loading import ClipSampler
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 COMMAND = ["train_learned_prior.py", *TINY, "--n_future", "2", "--epoch_size", "4"]
@@ -25,7 +24,8 @@ COMMAND = ["train_learned_prior.py", *TINY, "--n_future", "2", "--epoch_size", "
 STEP = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import torch, distributed, trainer
+import torch
+from training import distributed, trainer
 from models import SVG
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -57,7 +57,8 @@ THREADS = f"""
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-import distributed, train_learned_prior
+import train_learned_prior
+from training import distributed
 file = Path(sys.argv.pop(1), os.environ["RANK"]).open("w")
 def note_threads():
     print(*[path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")], file=file)

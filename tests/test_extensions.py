@@ -15,7 +15,8 @@ from conftest import TINY, assert_same_loss, run
 from test_resume import break_frames, outcome, same, state_of
 from test_svg import ALL, clips, tiny
 
-from dataset import ClipDataset, ClipSampler
+from dataset import ClipDataset
+from loading import ClipSampler
 from models import SVG, build
 from models.align import warp
 from models.cond_conv import Modulation

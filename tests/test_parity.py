@@ -1,7 +1,6 @@
 """scripts/parity.py, scripts/export_checkpoint.py and the weights in pretrained/."""
 
 import json
-import sys
 
 import pytest
 import reference
@@ -9,8 +8,7 @@ import torch
 from conftest import ROOT, TINY, run
 from test_svg import clips
 
-sys.path.insert(0, str(ROOT / "scripts"))
-from parity import CLASSIC, VARIANTS, Classic, table  # noqa: E402
+from scripts.measure.parity import CLASSIC, VARIANTS, Classic, table
 
 
 def classic():
@@ -52,7 +50,7 @@ def test_the_classic_test_sees_the_batch():
 def test_every_variant_is_one_change_and_the_table_tells_noise_from_difference(tiny_data, tmp_path):
     assert VARIANTS["classic: all of the next six"] == sum(CLASSIC.values(), [])
     command = [
-        "scripts/parity.py",
+        "-m", "scripts.measure.parity",
         "--out",
         tmp_path,
         "--jobs",
@@ -115,7 +113,7 @@ def test_parity_refuses_in_one_line(tiny_data, tmp_path):
         4,
     ]  # 5 validation clips
     for flags in (["--only", "nothing"], ["--widht", 4], few):
-        result = run("scripts/parity.py", "--out", tmp_path, *flags)
+        result = run("-m", "scripts.measure.parity", "--out", tmp_path, *flags)
         message = result.stderr.replace("\r", "\n").splitlines()[-1]
         assert result.returncode == 2 and flags[-2] in message, result.stderr
         assert "Traceback" not in result.stderr
@@ -123,14 +121,14 @@ def test_parity_refuses_in_one_line(tiny_data, tmp_path):
 
 def test_export(trained, tiny_data, tmp_path):
     source, target = trained["learned"] / "best.pt", tmp_path / "small.pt"
-    result = run("scripts/export_checkpoint.py", source, target, "--data_root", "somewhere")
+    result = run("-m", "scripts.export_checkpoint", source, target, "--data_root", "somewhere")
     assert result.returncode == 0, result.stderr
     old, new = (torch.load(path, weights_only=True) for path in (source, target))
     assert new["args"]["data_root"] == "somewhere" and new.keys() == {"model", "args", "state_dict"}
     for name, x in old["state_dict"].items():
         torch.testing.assert_close(new["state_dict"][name].to(x), x, rtol=1e-3, atol=1e-6)
         assert new["state_dict"][name].dtype == (torch.float16 if x.dim() > 1 else x.dtype)
-    result = run("scripts/export_checkpoint.py", source, trained["learned"] / "last.pt")
+    result = run("-m", "scripts.export_checkpoint", source, trained["learned"] / "last.pt")
     assert result.returncode == 2 and "choose another" in result.stderr, "it would take --resume from the run"
     psnr = []
     (tmp_path / "out").mkdir()

@@ -13,20 +13,20 @@ import pose_reference as reference
 import pytest
 import torch
 from conftest import REAL, ROOT, assert_same_loss, both_losses, run
+from kill_test import outcome, same
 from PIL import Image
 from test_bad_input import call, fingerprint
 
 import options
 import train_pose
-from dataset import ClipSampler, PoseDataset, batches, make_loader, open_split
+from dataset import open_split
+from loading import ClipSampler, batches, make_loader
 from metrics import evaluate
 from models import PoseCVAE, build, pose_cvae
-from schedules import learning_rate
+from recordings import PoseDataset
+from scripts.data.make_dancer import write_split
+from training.schedules import learning_rate
 from utils import UserError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-from kill_test import outcome, same  # noqa: E402
-from make_dancer import write_split  # noqa: E402
 
 SIZES = dict(F_dim=8, L_dim=6, N_dim=2, D_out_dim=12)
 TINY = [w for k, v in SIZES.items() for w in (f"--{k}", str(v))] + ["--train_vi_len", "4", "--precision", "fp32"]

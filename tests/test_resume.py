@@ -12,12 +12,11 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, TINY, run
+from kill_test import outcome, same
 
-import trainer
-from dataset import ClipDataset, ClipSampler
-
-sys.path.insert(0, str(ROOT / "scripts"))
-from kill_test import outcome, same  # noqa: E402
+from dataset import ClipDataset
+from loading import ClipSampler
+from training import trainer
 
 SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 COMMAND = "train_learned_prior.py"
@@ -120,14 +119,14 @@ def test_signal_saves_and_resume_ends_alike(tiny_data, undisturbed, tmp_path, nu
 
 
 def test_second_signal_ends_at_once():
-    code = "import os, trainer\nwith trainer.deferred_signals() as s:\n os.kill(os.getpid(), 15)\n print(s, flush=True)\n os.kill(os.getpid(), 2)\n print('lived')"
+    code = "import os\nfrom training import trainer\nwith trainer.deferred_signals() as s:\n os.kill(os.getpid(), 15)\n print(s, flush=True)\n os.kill(os.getpid(), 2)\n print('lived')"
     result = run("-c", code)
     assert result.returncode == 130 and "SIGTERM" in result.stdout and "lived" not in result.stdout
 
 
 def test_killed_and_resumed():
-    """The short version of scripts/kill_test.py --kills 50."""
-    result = run("scripts/kill_test.py", "--kills", 3)
+    """The short version of -m tests.kill_test --kills 50."""
+    result = run("-m", "tests.kill_test", "--kills", 3)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 kills, 3 loads" in result.stdout
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from schedules import cosine, kl_weight, teacher_forcing_ratio
+from training.schedules import cosine, kl_weight, teacher_forcing_ratio
 
 
 def test_every_cycle_reaches_its_peak():

@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models
 import options
-import trainer
 import utils
 from dataset import open_splits
 from models import SVG, PoseCVAE
+from training import trainer
 
 DEVICE = torch.device("cpu")
 

@@ -38,5 +38,5 @@ while read -r recipe seed; do
     run=$RUNS/$recipe$suffix-seed$seed
     [ ! -e "$run/args.json" ] || runs+=("$run")
 done <<< "$jobs"
-"$PYTHON" scripts/compare_runs.py "${runs[@]}" --out "$RUNS/report"
+"$PYTHON" -m scripts.measure.compare_runs "${runs[@]}" --out "$RUNS/report"
 exit "${failed:-0}"

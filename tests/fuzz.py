@@ -1,6 +1,6 @@
 """Feed the commands damaged inputs: each must end well, or with exit status 2 and one line, and soon.
 
-    python scripts/fuzz.py --cases 500
+    python -m tests.fuzz --cases 500
 
 A case damages an image, a film strip, a CSV, a packed file, a checkpoint or the flags, and runs a command on it. What a command accepts
 is read again by other code: a PNG's checksums, a CSV by Python's csv module, a checkpoint's checksums and its weights.
@@ -33,7 +33,6 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 TINY = "--width 2 --g_dim 4 --z_dim 2 --rnn_size 4 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
 TRAIN = f"{TINY} --epoch_size 1 --niter 1 --no-random_start"
 TOKENS = ["", "nan", "inf", "-1", "0", "1e999", "#", ",", "x", "\n", "0x10", "1_0", "\x00", "1,2,3", '"', "é"]
@@ -204,7 +203,7 @@ def make_inputs(root):
                 rows = (",".join(f"{rng.gauss(0, 1):.4f}" for _ in range(width)) for _ in range(6))
                 (clip / name).write_text("\n".join(rows) + "\n")
     for command in (
-        ["scripts/pack_dataset.py", root / "data", root / "packed", "--num_workers", 0],
+        ["-m", "scripts.data.pack_dataset", root / "data", root / "packed", "--num_workers", 0],
         [*train(root), "--log_dir", root / "run"],
     ):
         code, error = call(command)

@@ -1,7 +1,7 @@
 """Pack a data set in the folder layout into a few large files that load fast, or unpack it again.
 
-    python scripts/pack_dataset.py data/pushing_sample packed
-    python scripts/pack_dataset.py --unpack packed folders
+    python -m scripts.data.pack_dataset data/pushing_sample packed
+    python -m scripts.data.pack_dataset --unpack packed folders
 
 Each of the splits train, validate and test is written whole or not at all. PackedDataset in dataset.py says what the
 packed form is; a clip's frames and conditions come back from it as they were, the frames as PNG files.
@@ -22,7 +22,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import (
     COND_FILES,
     PACKED_VERSION,
@@ -32,13 +31,12 @@ from dataset import (
     ignore_signals,
     is_packed,
     read_array,
-    read_csv,
     read_index,
     read_png,
     read_strip,
 )
 from options import Parser, natural
-from utils import UserError, run_command, write_json
+from utils import UserError, read_csv, run_command, write_json
 
 SPLITS = ("train", "validate", "test")
 CSV_FILES = COND_FILES["action+position"]

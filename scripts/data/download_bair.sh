@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Download and unpack the BAIR robot pushing data (softmotion30_44k, about 30 GB, and as much again unpacked).
 #
-#     scripts/download_bair.sh DIR
+#     scripts/data/download_bair.sh DIR
 #
 # Run it again after an interruption: it goes on where it stopped. BAIR_URL=... takes the archive from a mirror.
 set -u
@@ -14,7 +14,7 @@ size_of() { if [ -f "$1" ]; then wc -c < "$1" | tr -d ' '; else echo 0; fi; }
 
 case "${1:-}" in
 -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
-"" | -*) die "give the folder to download to: scripts/download_bair.sh DIR" ;;
+"" | -*) die "give the folder to download to: scripts/data/download_bair.sh DIR" ;;
 esac
 dir=$1 tar=$1/bair_robot_pushing_dataset_v0.tar
 command -v curl > /dev/null || die "curl is missing; install it (apt-get install curl, brew install curl)"
@@ -28,7 +28,7 @@ mkdir -p "$dir" || die "$dir: cannot be made; choose another folder"
 here=$(size_of "$tar")
 if [ "$here" = 0 ]; then
     total=$(curl -sfIL "$url" | tr -d '\r' | awk 'tolower($1) == "content-length:" { n = $2 } END { print n }')
-    [ -n "$total" ] || die "$url: does not answer; try again later, or give a mirror: BAIR_URL=... scripts/download_bair.sh DIR"
+    [ -n "$total" ] || die "$url: does not answer; try again later, or give a mirror: BAIR_URL=... scripts/data/download_bair.sh DIR"
     part=$(size_of "$tar.part")
     [ "$part" -le "$total" ] || die "$tar.part: longer than the archive at $url; remove it and run this again"
 else
@@ -59,4 +59,4 @@ for split in train test; do
     echo "$dir/softmotion30_44k/$split: $(find "$dir/softmotion30_44k/$split" -name '*.tfrecords' | wc -l | tr -d ' ') files"
 done
 echo "$tar is no longer needed; remove it to free $((total >> 20)) MiB"
-echo "next: python scripts/convert_bair.py $dir DST"
+echo "next: python -m scripts.data.convert_bair $dir DST"

@@ -1,6 +1,6 @@
 """Kill a small training at random moments, resume it, and compare its end with an undisturbed run's.
 
-    python scripts/kill_test.py --kills 50
+    python -m tests.kill_test --kills 50
 
 A kill is SIGKILL. After each one last.pt must load and be no older than it was just before; at the end the weights, the
 best checkpoint's too, must be the same bit for bit, and so must log.csv but for its times.

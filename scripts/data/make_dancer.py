@@ -1,6 +1,6 @@
 """Draw a dancing figure and its poses: a small data set in the layout that train_pose.py reads.
 
-    python scripts/make_dancer.py data/dancer
+    python -m scripts.data.make_dancer data/dancer
 
 Joint angles are sums of a few slow sines, which the seed chooses, so a recording never repeats. A frame shows the figure in
 a room, a label its skeleton in thin coloured lines on white. Each split has several recordings and their cuts.txt.
@@ -8,17 +8,13 @@ a room, a label its skeleton in thin coloured lines on white. Each split has sev
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from options import Parser, count, natural, number  # noqa: E402
-from utils import UserError, run_command  # noqa: E402
+from options import Parser, count, natural, number
+from utils import UserError, run_command
 
 SCALE = 8  # drawn so many times larger, then averaged
 

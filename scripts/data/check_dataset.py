@@ -1,30 +1,18 @@
 """List every fault of a data set, folders or packed, a line each; exit status 2 if there is any.
 
-python scripts/check_dataset.py data/pushing_sample
+python -m scripts.data.check_dataset data/pushing_sample
 """
 
 import argparse
 import hashlib
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pack_dataset import CSV_FILES, SPLITS, in_workers
-
-from dataset import (
-    check_size,
-    is_packed,
-    read_array,
-    read_clips,
-    read_csv,
-    read_index,
-    read_png,
-    read_strip,
-)
+from dataset import check_size, is_packed, read_array, read_clips, read_index, read_png, read_strip
 from options import Parser, natural
-from utils import UserError, run_command
+from scripts.data.pack_dataset import CSV_FILES, SPLITS, in_workers
+from utils import UserError, read_csv, run_command
 
 
 def attempt(faults, function, *args):

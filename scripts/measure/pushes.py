@@ -1,20 +1,18 @@
 """Measure whether objects that the arm pushes move in the predictions too, on simulated clips, by their colours.
 
-python scripts/measure_pushes.py --model_path RUN/best.pt --n_clips 128
+python -m scripts.measure.pushes --model_path RUN/best.pt --n_clips 128
 """
 
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from make_pushing import HUES  # noqa: E402
-from measure_what_if import centroid, get_parser  # noqa: E402
-
-import metrics  # noqa: E402
-from dataset import batches, make_loader, open_for  # noqa: E402
-from utils import UserError, autocast, choose_machine, load_model, run_command  # noqa: E402
+import metrics
+from dataset import open_for
+from loading import batches, make_loader
+from scripts.data.make_pushing import HUES
+from scripts.measure.what_if import centroid, get_parser
+from training.checkpoint import load_model
+from utils import UserError, autocast, choose_machine, run_command
 
 NEAR, SATURATED = 0.033, 0.45  # a pixel shows an object of a hue where its own is so near and its saturation above this
 PUSHED = 2.0  # pixels from the last given frame to the last

@@ -1,19 +1,17 @@
 """Measure whether the predicted arm goes where the actions send it, on simulated clips with magenta finger tips.
 
-python scripts/measure_what_if.py --model_path RUN/best.pt --split test validate
+python -m scripts.measure.what_if --model_path RUN/best.pt --split test validate
 """
 
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import metrics  # noqa: E402
-import options  # noqa: E402
-import what_if  # noqa: E402
-from dataset import open_for  # noqa: E402
-from utils import UserError, autocast, choose_machine, load_model, run_command  # noqa: E402
+import metrics
+import options
+import what_if
+from dataset import open_for
+from training.checkpoint import load_model
+from utils import UserError, autocast, choose_machine, run_command
 
 TIP = 70  # a pixel of a true frame belongs to the finger tips where it is more magenta than this
 FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become this much more magenta than it was

@@ -1,6 +1,6 @@
 """Is each default at least as good as the classic choice, and would something else be better still?
 
-    python scripts/parity.py --out runs/parity [flags of train_learned_prior.py for every run, such as --data_root D]
+    python -m scripts.measure.parity --out runs/parity [flags of train_learned_prior.py for every run, such as --data_root D]
 
 Trains SVG-LP with the defaults, then with one of them as in the classic code, with all of them so, and with one thing that the
 classic code lacks: equal data and steps, several seeds each. Ends in a table of the last epoch's validation scores. Run it again
@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -22,17 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a run a core is the fastest way
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import reference  # noqa: E402
-from compare_runs import INDIFFERENT  # noqa: E402
-
-import metrics  # noqa: E402
-import options  # noqa: E402
-import trainer  # noqa: E402
-from dataset import open_splits  # noqa: E402
-from models.svg import SVG, draw_noise  # noqa: E402
-from utils import UserError, run_command, write_json, writing  # noqa: E402
+import metrics
+import options
+from dataset import open_splits
+from models.svg import SVG, draw_noise
+from scripts.measure.compare_runs import INDIFFERENT
+from tests import reference
+from training import trainer
+from utils import UserError, run_command, write_json, writing
 
 SMALL = "--width 8 --batch_size 8 --niter 8 --epoch_size 50 --val_every 8 --num_workers 0".split()
 

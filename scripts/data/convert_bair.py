@@ -1,7 +1,7 @@
 """Convert the BAIR robot pushing data (softmotion30_44k, TFRecord files) to a data set for the training commands.
 
-    scripts/download_bair.sh data/bair_raw
-    python scripts/convert_bair.py data/bair_raw data/bair
+    scripts/data/download_bair.sh data/bair_raw
+    python -m scripts.data.convert_bair data/bair_raw data/bair
 
 A TFRecord file holds some 256 clips of 30 frames. Clip K of train/traj_A_to_B.tfrecords becomes train/traj_A_to_B/K; the
 last --validate records of train (files in the order of their numbers) become the split validate instead. Every record's
@@ -19,11 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pack_dataset import in_workers, write_clip, write_packed, writing_folder
-
 from dataset import SIZE, natural_key
 from options import Parser, natural
+from scripts.data.pack_dataset import in_workers, write_clip, write_packed, writing_folder
 from utils import UserError, run_command, write_json
 
 N_ACTION, N_POSITION = 4, 3

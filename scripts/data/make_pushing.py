@@ -1,7 +1,7 @@
 """Make short clips of a robot gripper that pushes toys around a tray, with MuJoCo.
 
     pip install -r scripts/requirements-sim.txt
-    python scripts/make_pushing.py OUT --train 256 --validate 24 --test 24 --workers 2
+    python -m scripts.data.make_pushing OUT --train 256 --validate 24 --test 24 --workers 2
 
 The defaults make exactly the bundled data set (data/pushing_sample). On disk the clips lie as
 in the BAIR robot pushing data, with the frames of a clip in one film strip:

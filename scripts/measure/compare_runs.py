@@ -1,6 +1,6 @@
 """Compare runs: curves, a table of scores, scores of every step and the same test clips side by side, as one report.html.
 
-    python scripts/compare_runs.py runs/A runs/B runs/C --out runs/report
+    python -m scripts.measure.compare_runs runs/A runs/B runs/C --out runs/report
 
 Runs that differ in nothing but the seed are one group: its mean and spread (sample standard deviation over the seeds)
 stand in the table, and a difference counts only if Welch's 95 % interval over the seeds leaves out zero.
@@ -21,21 +21,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import metrics  # noqa: E402
-import options  # noqa: E402
-import visualize  # noqa: E402
-from dataset import batches, make_loader, open_for  # noqa: E402
-from utils import (  # noqa: E402
-    UserError,
-    autocast,
-    choose_machine,
-    load_model,
-    make_folder,
-    run_command,
-    write_json,
-    writing,
-)
+import metrics
+import options
+import visualize
+from dataset import open_for
+from loading import batches, make_loader
+from training.checkpoint import load_model
+from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json, writing
 
 # The seed, and settings that do not change what a run learns.
 INDIFFERENT = set(

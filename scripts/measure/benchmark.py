@@ -27,20 +27,16 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import pose_reference  # noqa: E402
-import reference  # noqa: E402
-from pack_dataset import pack, read_clip, write_clip  # noqa: E402
-
-import metrics  # noqa: E402
-import trainer  # noqa: E402
-import utils  # noqa: E402
-from dataset import COND_FILES, ClipDataset, ClipSampler, make_loader, open_split  # noqa: E402
-from models import SVG, PoseCVAE, vgg64  # noqa: E402
-from options import Parser, count, number, positive  # noqa: E402
-from utils import UserError, autocast, choose_device, choose_precision, make_folder, run_command, tune  # noqa: E402
+import metrics
+import utils
+from dataset import COND_FILES, ClipDataset, open_split
+from loading import ClipSampler, make_loader
+from models import SVG, PoseCVAE, vgg64
+from options import Parser, count, number, positive
+from scripts.data.pack_dataset import pack, read_clip, write_clip
+from tests import pose_reference, reference
+from training import trainer
+from utils import UserError, autocast, choose_device, choose_precision, make_folder, run_command, tune
 
 
 def matmul_rate(device, dtype):

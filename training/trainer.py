@@ -24,22 +24,12 @@ from PIL import Image
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
-import distributed
 import metrics
-import schedules
 import visualize
-from dataset import ClipSampler, batches, make_loader
-from utils import (
-    UserError,
-    autocast,
-    choose_machine,
-    load_checkpoint,
-    make_folder,
-    save_checkpoint,
-    seed_everything,
-    write_json,
-    writing,
-)
+from loading import ClipSampler, batches, make_loader
+from training import distributed, schedules
+from training.checkpoint import load_checkpoint, save_checkpoint
+from utils import UserError, autocast, choose_machine, make_folder, seed_everything, write_json, writing
 
 N_SHOWN = 4  # clips of a validation picture
 COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
@@ -505,7 +495,7 @@ def plain(args):
 
 def git_commit():
     """The commit of the code, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parents[1]), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
     except OSError:  # no git
@@ -514,6 +504,6 @@ def git_commit():
 
 def code_hash():
     """A name for the code that a training depends on: a run of edited code must not pass for a second seed of the old one."""
-    here = Path(__file__).parent
-    files = [*sorted(here.glob("models/*.py")), here / "dataset.py", here / "schedules.py", here / "trainer.py"]
+    here = Path(__file__).parents[1]
+    files = [*sorted(here.glob("models/*.py")), here / "dataset.py", *sorted(here.glob("training/*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]

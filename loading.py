@@ -1,0 +1,194 @@
+"""From a data set to batches on the device: the order of the clips, workers, read-ahead."""
+
+import ctypes
+import signal
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from dataset import PackedDataset
+from utils import UserError
+
+
+class ClipSampler:
+    """Batches of dataset keys (i, u). A pure function of (seed, epoch), so that a resumed epoch goes on where it stopped.
+
+    share(keys) is the part of a batch that this process loads; part(epoch) the part of the clips, from the first on, that an
+    epoch draws from.
+    """
+
+    def __init__(self, n_clips, batch_size, n_batches=0, seed=0, random_start=True, share=list, part=lambda epoch: 1.0):
+        self.n_clips, self.batch_size, self.seed, self.random_start = n_clips, batch_size, seed, random_start
+        self.epoch_size, self.share, self.part = n_batches, share, part
+        self.start(0)
+
+    def start(self, epoch, first=0):
+        """Iterate over this epoch next, from batch `first`."""
+        self.epoch, self.first = epoch, first
+        self.n_batches = self.count(epoch)[1]
+
+    def count(self, epoch):
+        """The number of clips that an epoch draws from, and its number of batches."""
+        n_clips = max(1, int(self.n_clips * self.part(epoch)))
+        return n_clips, self.epoch_size or max(1, n_clips // self.batch_size)
+
+    def __len__(self):
+        return self.n_batches - self.first
+
+    def keys(self, epoch):
+        """All batches of an epoch: a list of lists of keys (i, u)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        n_clips, n_batches = self.count(epoch)
+        n = n_batches * self.batch_size
+        clips = np.concatenate([rng.permutation(n_clips) for _ in range(-(-n // n_clips))])[:n].tolist()
+        starts = (rng.random(n) if self.random_start else np.zeros(n)).tolist()
+        keys = list(zip(clips, starts))
+        return [keys[b : b + self.batch_size] for b in range(0, n, self.batch_size)]
+
+    def __iter__(self):
+        return map(self.share, self.keys(self.epoch)[self.first :])
+
+
+
+class _Careful(Dataset):
+    """A data set whose errors travel as items: a worker process would wrap them in its traceback."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            name = self.dataset.name(key[0] if isinstance(key, tuple) else key)
+            error.clip = f"{self.dataset.split}/{name}"
+            return error
+
+
+
+def collate(items):
+    """Items to (frames (B, T, H, W, 3) uint8, cond (B, T, D)), or None if there is no good one, and the errors among them."""
+    good = [item for item in items if not isinstance(item, UserError)]
+    return torch.utils.data.default_collate(good) if good else None, [e for e in items if isinstance(e, UserError)]
+
+
+
+def ignore_signals(_):
+    """Ctrl-C and Slurm signal every process of a job; the main one decides when its workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+
+class PackedLoader:
+    """Batches of a PackedDataset, read ahead by num_workers threads.
+
+    Not by processes: reading lets other threads run, and what a process has read must be copied to this one, which takes
+    ten times as long as reading it.
+    """
+
+    def __init__(self, dataset, num_workers, pin_memory, batch_sampler=None, batch_size=None):
+        self.dataset, self.num_workers, self.pin_memory = dataset, num_workers, pin_memory
+        self.batch_sampler = batch_sampler or BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def fetch(self, keys):
+        """As `collate`: the batch, and no errors (one raises, and reaches the caller in its own words)."""
+        batch = self.dataset.batch(keys)
+        return [x.pin_memory() for x in batch] if self.pin_memory else batch, []
+
+    def __iter__(self):
+        if not self.num_workers:
+            yield from map(self.fetch, self.batch_sampler)
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead = deque()
+            for keys in self.batch_sampler:
+                ahead.append(pool.submit(self.fetch, keys))
+                if len(ahead) > 2 * self.num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+
+
+def make_loader(dataset, num_workers, device, **kwargs):
+    """A DataLoader over a ClipDataset, or its like over a PackedDataset; kwargs are batch_sampler or batch_size."""
+    if isinstance(dataset, PackedDataset):
+        on_disk = dataset.device is None
+        return PackedLoader(dataset, num_workers * on_disk, on_disk and device.type == "cuda", **kwargs)
+    return DataLoader(
+        _Careful(dataset),
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # else every iterator would draw from the stream that the model's noise comes from
+        persistent_workers=num_workers > 0,
+        **kwargs,
+    )
+
+
+
+def upload(loader, device):
+    """The loader's items, tensors on the device; a GPU receives one while it computes on the one before."""
+    if device.type != "cuda":
+        for batch, errors in loader:
+            yield batch and [x.to(device) for x in batch], errors
+        return
+    copying, ahead = torch.cuda.Stream(device), deque()
+
+    def next_in_line():
+        batch, errors, copied = ahead.popleft()
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(copied)
+        for x in batch or ():
+            x.record_stream(computing)  # else its memory would go to the copy after next too soon
+        return batch, errors
+
+    for batch, errors in loader:
+        with torch.cuda.stream(copying):
+            batch = batch and [x.to(device, non_blocking=True) for x in batch]
+        ahead.append((batch, errors, copying.record_event()))
+        if len(ahead) > 1:
+            yield next_in_line()
+    while ahead:
+        yield next_in_line()
+
+
+
+def batches(loader, device, skip=None, refill=False):
+    """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D).
+
+    A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left. With
+    refill the batch's other clips are repeated in its place: BatchNorm needs two, and a compiled network the same number.
+    """
+    for batch, errors in upload(loader, device):
+        if errors and (skip is None or batch is None):
+            raise errors[0]
+        for error in errors:
+            skip(error)
+        frames, cond = batch
+        if errors and refill:
+            n = len(frames)
+            again = torch.arange(n + len(errors), device=device) % n
+            frames, cond = frames[again], cond[again]
+        yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
+
+
+
+def to_float(images):
+    """Images (..., H, W, 3) uint8 to (..., 3, H, W) float32 in [0, 1], channels last in memory."""
+    return images.movedim(-1, -3).float().div_(255)
+
