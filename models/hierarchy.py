@@ -14,6 +14,9 @@ to run step by step where this runs over a whole clip in one call.
 import torch
 import torch.nn as nn
 
+from models.fastconv import UpsampleConv
+from models.gaussian import Gaussian
+
 
 def gaussian_net(n_in, n_hidden, n_z):
     """Features (N, n_in, H, W) to mu and log-variance, one above the other: (N, 2 n_z, H, W)."""
@@ -34,20 +37,19 @@ class Level(nn.Module):
         self.q = gaussian_net(n, 4 * n_z, n_z)
         self.p = gaussian_net(2 * n, 4 * n_z, n_z) if learned_prior else None
         # A summand of the decoder's next convolution, conv(cat[u, s, z]), which has the bias.
-        self.conv = nn.Conv2d(n_z, n, 3, 1, 1, bias=False)
+        self.conv = UpsampleConv(n_z, n, 3, 1, 1, bias=False)
 
     def posterior(self, f):
-        """f of the true frames -> mu, logvar (T, B, n_z, S, S)."""
+        """f of the true frames -> a Gaussian (T, B, n_z, S, S)."""
         return self._gaussian(self.q, f)
 
     def prior(self, f, d):
-        """f of the source frames, d (T * B, n, S, S) -> mu, logvar (T, B, n_z, S, S)."""
+        """f of the source frames, d (T * B, n, S, S) -> a Gaussian (T, B, n_z, S, S)."""
         if self.p is None:
-            zeros = d.new_zeros(*f.shape[:2], self.n_z, *d.shape[2:])
-            return zeros, zeros
+            return Gaussian.standard(d.new_empty(*f.shape[:2], self.n_z, *d.shape[2:]))
         return self._gaussian(self.p, f, d)
 
     def _gaussian(self, net, f, *d):
         with torch.autocast(f.device.type, enabled=False):  # a KL needs more than bf16's 8 bits
-            gaussian = net(torch.cat([f.flatten(0, 1), *d], 1).to(net[0].weight.dtype))
-        return gaussian.unflatten(0, f.shape[:2]).chunk(2, 2)
+            parameters = net(torch.cat([f.flatten(0, 1), *d], 1).to(net[0].weight.dtype))
+        return Gaussian(*parameters.unflatten(0, f.shape[:2]).chunk(2, 2))

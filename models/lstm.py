@@ -5,6 +5,7 @@ import functools
 import torch
 import torch.nn as nn
 
+from models.gaussian import Gaussian
 from models.norm import normalise
 
 
@@ -68,6 +69,6 @@ class GaussianLSTM(_Stack):
 
     @in_float32
     def forward(self, x, state=None):
-        """x (T, B, input_size) -> mu, logvar (T, B, output_size), state."""
+        """x (T, B, input_size) -> a Gaussian (T, B, output_size), state."""
         x, state = self.run(x, state)
-        return self.mu_net(x), self.logvar_net(x), state
+        return Gaussian(self.mu_net(x), self.logvar_net(x)), state

@@ -10,12 +10,14 @@ are time-major, (T, B, ...), inside this file. There is no BatchNorm: a step is 
 """
 
 import math
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.svg import evaluating, kl_divergence, reparameterize
+from models.common import evaluating, option
+from models.gaussian import Gaussian
 
 # Drawings encoded in one call in prediction: memory does not grow with the length of a video.
 FRAMES_AT_ONCE = 64
@@ -61,7 +63,7 @@ class Encoder(nn.Sequential):
 
 
 class GaussianPredictor(nn.Module):
-    """The posterior: features of frame i (N, F_dim, H, W) and of pose i (N, L_dim, H, W) -> mu, logvar (N, N_dim, H, W).
+    """The posterior: features of frame i (N, F_dim, H, W) and of pose i (N, L_dim, H, W) -> a Gaussian (N, N_dim, H, W).
 
     Its first convolution reads cat[frame, label]; it is linear, so it is written as a sum.
     """
@@ -72,7 +74,8 @@ class GaussianPredictor(nn.Module):
         self.main = nn.Sequential(activation(), DepthConvBlock(n), nn.Conv2d(n, 2 * N_dim, 1))
 
     def forward(self, frame, label):
-        return self.main(self.frame(frame) + self.label(label)).to(self.frame.weight.dtype).chunk(2, 1)
+        parameters = self.main(self.frame(frame) + self.label(label)).to(self.frame.weight.dtype)
+        return Gaussian(*parameters.chunk(2, 1))
 
 
 class DecoderFusion(nn.Module):
@@ -117,19 +120,32 @@ class Generator(nn.Module):
         return torch.sigmoid(self.main(decoded).to(self.main[0].weight.dtype))
 
 
-class PoseCVAE(nn.Module):
-    """The model; cond_dim is the number of channels of a pose drawing, the others are the channels of each stage."""
+@dataclass
+class Config:
+    """What makes a PoseCVAE: the channels of a pose drawing, and of each stage."""
 
-    def __init__(self, cond_dim=3, F_dim=128, L_dim=32, N_dim=12, D_out_dim=192):
-        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    cond_dim: int = 3
+    F_dim: int = option(128, "channels of an encoded frame")
+    L_dim: int = option(32, "channels of an encoded pose drawing")
+    N_dim: int = option(12, "channels of the latents, which have the frame's size")
+    D_out_dim: int = option(192, "channels that the decoder hands to the generator", low=3)
+
+
+class PoseCVAE(nn.Module):
+    """The model of this file's first lines."""
+
+    Config = Config
+
+    def __init__(self, cond_dim=3, **options):
         super().__init__()
-        self.config = {"name": "pose_cvae", **config}  # what rebuilds this model from a checkpoint
-        self.n_past, self.N_dim = 1, N_dim
-        self.frame_transformation = Encoder(3, F_dim)
-        self.label_transformation = Encoder(cond_dim + 2, L_dim)
-        self.Gaussian_Predictor = GaussianPredictor(F_dim, L_dim, N_dim)
-        self.Decoder_Fusion = DecoderFusion(F_dim, L_dim, N_dim, D_out_dim)
-        self.Generator = Generator(D_out_dim)
+        o = Config(cond_dim, **options)
+        self.config = {"name": "pose_cvae", **asdict(o)}  # what rebuilds this model from a checkpoint
+        self.n_past, self.N_dim = 1, o.N_dim
+        self.frame_transformation = Encoder(3, o.F_dim)
+        self.label_transformation = Encoder(cond_dim + 2, o.L_dim)
+        self.Gaussian_Predictor = GaussianPredictor(o.F_dim, o.L_dim, o.N_dim)
+        self.Decoder_Fusion = DecoderFusion(o.F_dim, o.L_dim, o.N_dim, o.D_out_dim)
+        self.Generator = Generator(o.D_out_dim)
         init_weights(self)
 
     # The networks, on time-major sequences.
@@ -166,8 +182,8 @@ class PoseCVAE(nn.Module):
         encoded = self.encode_frame(x)
         first, future = encoded.split([batch, n_steps * batch])
         label = self.encode_label(p)
-        mu, logvar = self.Gaussian_Predictor(future, label)
-        z = reparameterize(mu, logvar, torch.randn_like(mu))
+        q = self.Gaussian_Predictor(future, label)
+        z = q.sample(torch.randn_like(q.mu))
         condition = self.Decoder_Fusion.label(label) + self.Decoder_Fusion.noise(z)
 
         if teacher_forcing:
@@ -178,10 +194,9 @@ class PoseCVAE(nn.Module):
                 source = self.encode_frame(predicted[-1][None]) if predicted else first
                 predicted.append(self.step(source, c))
             predicted = torch.cat(predicted)
-        zero = torch.zeros_like(mu)
         return {
             "mse": (predicted - x[1:].flatten(0, 1)).square().mean() * n_steps,
-            "kld": kl_divergence(mu, logvar, zero, zero).sum() / batch,
+            "kld": q.kl(Gaussian.standard(q.mu)).sum() / batch,
         }
 
     # Prediction.
@@ -221,7 +236,7 @@ class PoseCVAE(nn.Module):
             z = draw(at.stop - at.start).flatten(0, 1)
             if target is not None:
                 future = self.encode_frame(target[:, at].transpose(0, 1))
-                z = reparameterize(*self.Gaussian_Predictor(future, label), z)
+                z = self.Gaussian_Predictor(future, label).sample(z)
             labels, noise = self.Decoder_Fusion.label(label), self.Decoder_Fusion.noise(z)
             for label_i, noise_i in zip(labels.split(batch), noise.split(len(frame))):
                 condition = label_i.repeat(n_samples, 1, 1, 1) + noise_i

@@ -2,135 +2,121 @@
 
 With h_j, skip_j = encoder(x_j), for i = 1 .. T-1:
 
-    z_i ~ q(z | x_1:i)                              posterior; prediction draws from the prior p(z | x_0:i-1)
+    z_i ~ q(z | x_1:i)  or  p(z | x_0:i-1)          posterior in training, prior in prediction
     g_i = frame_predictor([c_{i-1}, h_{i-1}, z_i])
     x^_i = decoder(g_i, skip of a given frame)
 
-Three extensions, off by default: latents at more levels than this one (`hierarchy`: models/hierarchy.py), skips that move
-(`align`: models/align.py), convolutions that the condition modulates (`cond_conv`: models/cond_conv.py).
+`loss`, `reconstruct` and `predict` run these equations (`transition`, then `decode`) and differ in where z_i and the source
+frame x_{i-1} come from. Steps whose source frames are known run at once, K of them in one call; K = 1 where each needs the
+frame before. Three extensions are off by default: latents at more levels than this one (`hierarchy`), skips that move
+(`align`), convolutions that the condition modulates (`cond_conv`).
 
 Inside this file tensors are time-major, (T, B, ...): folding time into the batch is then a view, and so is a step.
 """
 
 import contextlib
 import copy
-import itertools
 import math
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 
 from models.align import Aligner, warp
+from models.common import evaluating, init_weights, option
 from models.cond_conv import modulate
+from models.fastconv import add_rows, for_prediction, summed_once
+from models.gaussian import Gaussian, draw_noise
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder, for_prediction, upsample_conv, upsampling_kernel
+from models.vgg64 import Decoder, Encoder
 
 
-def kl_divergence(mu1, logvar1, mu2, logvar2):
-    """KL(N(mu1, exp(logvar1)) || N(mu2, exp(logvar2))), element by element."""
-    return 0.5 * (logvar2 - logvar1 - 1 + (logvar1 - logvar2).exp() + (mu1 - mu2) ** 2 * (-logvar2).exp())
+@dataclass
+class Config:
+    """What makes an SVG: the size of the condition, the prior (fixed or learned), and the options."""
+
+    cond_dim: int
+    prior: str = "learned"
+    n_past: int = option(2, "frames given")
+    width: int = option(64, "channels at 64x64; 64 is the paper's, 16 suits a laptop")
+    g_dim: int = option(128, "size of the encoder's and the predictor's vectors")
+    z_dim: int = option(64, "size of the latents")
+    rnn_size: int = option(256, "hidden size of every LSTM")
+    predictor_rnn_layers: int = option(2, "LSTM layers of the frame predictor", high=64)
+    posterior_rnn_layers: int = option(1, "LSTM layers of the posterior", high=64)
+    prior_rnn_layers: int = option(1, "LSTM layers of a learned prior", high=64)
+    last_frame_skip: bool = option(False, "skips from frame i-1 always, given or predicted")
+    skip_frame: str = option(
+        "last", "skips of predicted steps: from the last given frame, or from the one before it as in the classic code",
+        choices=("last", "classic"),
+    )  # fmt: skip
+    hierarchy: int = option(1, "levels of latents, inspired by HAF-SVG: 1x1, then 4x4, 8x8, 16x16", high=4)
+    align: bool = option(False, "skips move with a flow that the frame predictor gives (HAF-SVG's aligner)")
+    cond_conv: str = option(
+        "none", "the condition modulates every convolution: of the decoder (--cond_conv alone), or of the encoder too",
+        choices=("none", "decoder", "encoder"), bare="decoder",
+    )  # fmt: skip
+    norm: str = option("batch", "normalisation: BatchNorm, or GroupNorm frame by frame", choices=("batch", "group"))
 
 
-def reparameterize(mu, logvar, eps):
-    """z = mu + sigma * eps."""
-    return mu + (0.5 * logvar).exp() * eps
+class Frames(NamedTuple):
+    """Encoded frames of T times: h (T, B, g_dim), what the levels of `hierarchy` read (T, B, C, S, S), coarse to fine."""
+
+    h: torch.Tensor
+    features: list
+
+    def at(self, times):
+        """Those of a slice of times."""
+        return Frames(self.h[times], [f[times] for f in self.features])
 
 
-def draw_noise(n_samples, batch, steps, z_dim, generator, like):
-    """Standard normal noise (steps, n_samples, batch, z_dim) on the device of `like`.
+class State(NamedTuple):
+    """The LSTMs' states between two steps; None before the first."""
 
-    One generator a clip (a list of `batch` CPU generators) makes the noise of a clip's k-th sample independent of the
-    other clips, of how samples are chunked, and of the device.
-    """
-    if isinstance(generator, (list, tuple)):
-        noise = [[torch.randn(steps, z_dim, generator=g) for g in generator] for _ in range(n_samples)]
-        noise = torch.stack([torch.stack(row, 1) for row in noise], 1)
-    else:
-        device = generator.device if generator is not None else like.device
-        noise = torch.randn(steps, n_samples, batch, z_dim, generator=generator, device=device)
-    return noise.to(like, non_blocking=True)
+    predictor: list | None = None
+    prior: list | None = None
 
 
-class AddShared(torch.autograd.Function):
-    """Add a term (B, C, H, W) to each run of rows of y, the B rows repeating within a run; in place, as y is large.
+class Rollout(NamedTuple):
+    """Where the recurrence stands: what the next K steps start from."""
 
-    y (N, C, H, W), sizes [rows of each run], terms one a run -> y.
-    """
-
-    @staticmethod
-    def forward(ctx, y, sizes, *terms):
-        ctx.sizes, ctx.batches = sizes, [len(term) for term in terms]
-        for rows, term in zip(y.split(sizes), terms):
-            rows.unflatten(0, (-1, len(term))).add_(term)
-        ctx.mark_dirty(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        # Summed as (N, H, W, C), its order in memory, which the sum then keeps.
-        add = lambda rows, batch: rows.movedim(1, -1).unflatten(0, (-1, batch)).sum(0).movedim(-1, 1)
-        runs = zip(grad.split(ctx.sizes), ctx.batches)
-        return grad, None, *[rows if len(rows) == batch else add(rows, batch) for rows, batch in runs]
-
-
-@contextlib.contextmanager
-def evaluating(model):
-    """Eval mode, no gradients, and back: with BatchNorm's running statistics no clip sees the rest of its batch."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    state: State
+    terms: list  # the skip terms that they paste: K times four tensors (B, C, S, S)
+    source: Frames | None  # their source frames, encoded
+    frame: torch.Tensor | None = None  # or the source frame itself (1, B, 3, 64, 64), not encoded yet
 
 
 class SVG(nn.Module):
     """SVG-FP (`prior="fixed"`, z ~ N(0, I)) or SVG-LP (`prior="learned"`), conditioned on c (D numbers a frame)."""
 
-    def __init__(
-        self,
-        cond_dim,
-        prior="learned",
-        n_past=2,
-        width=64,
-        g_dim=128,
-        z_dim=64,
-        rnn_size=256,
-        predictor_rnn_layers=2,
-        posterior_rnn_layers=1,
-        prior_rnn_layers=1,
-        last_frame_skip=False,
-        skip_frame="last",
-        hierarchy=1,
-        align=False,
-        cond_conv="none",
-        norm="batch",
-    ):
-        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    Config = Config
+
+    def __init__(self, cond_dim, prior="learned", **options):
         super().__init__()
-        self.config = {"name": "svg", **config}  # what rebuilds this model from a checkpoint
-        self.n_past, self.z_dim = n_past, z_dim
+        o = Config(cond_dim, prior, **options)
+        self.config = {"name": "svg", **asdict(o)}  # what rebuilds this model from a checkpoint
+        self.n_past, self.z_dim = o.n_past, o.z_dim
+        self.last_frame_skip, self.skip_frame = o.last_frame_skip, o.skip_frame
         self.is_predicting = False
-        self.last_frame_skip, self.skip_frame = last_frame_skip, skip_frame
-        self.encoder = Encoder(g_dim, width, norm)
-        self.decoder = Decoder(g_dim, width, norm)
-        self.frame_predictor = LSTM(cond_dim + g_dim + z_dim, g_dim, rnn_size, predictor_rnn_layers, norm)
-        self.posterior = GaussianLSTM(g_dim, z_dim, rnn_size, posterior_rnn_layers)
-        self.prior = GaussianLSTM(g_dim, z_dim, rnn_size, prior_rnn_layers) if prior == "learned" else None
+        self.encoder = Encoder(o.g_dim, o.width, o.norm)
+        self.decoder = Decoder(o.g_dim, o.width, o.norm)
+        self.frame_predictor = LSTM(cond_dim + o.g_dim + o.z_dim, o.g_dim, o.rnn_size, o.predictor_rnn_layers, o.norm)
+        self.posterior = GaussianLSTM(o.g_dim, o.z_dim, o.rnn_size, o.posterior_rnn_layers)
+        self.prior = GaussianLSTM(o.g_dim, o.z_dim, o.rnn_size, o.prior_rnn_layers) if prior == "learned" else None
         # Metres, radians and 0/1 switches are brought to one scale; the identity until `set_cond_stats` is called.
         self.register_buffer("cond_mean", torch.zeros(cond_dim))
         self.register_buffer("cond_std", torch.ones(cond_dim))
         self.apply(init_weights)
 
         # The extensions come last: the plain model's parameters are drawn as without them.
-        n_z, sizes = max(1, z_dim // 8), (4, 8, 16)[: hierarchy - 1]  # of the levels beyond the first
-        self.latent_shapes = [(z_dim,)] + [(n_z, size, size) for size in sizes]
-        self.levels = nn.ModuleList([Level(width * 32 // size, n_z, prior == "learned") for size in sizes])
+        n_z, sizes = max(1, o.z_dim // 8), (4, 8, 16)[: o.hierarchy - 1]  # of the levels beyond the first
+        self.latent_shapes = [(o.z_dim,)] + [(n_z, size, size) for size in sizes]
+        self.levels = nn.ModuleList([Level(o.width * 32 // size, n_z, prior == "learned") for size in sizes])
         self.levels.apply(init_weights)
-        self.aligner = Aligner(g_dim) if align else None
-        for network in {"none": (), "decoder": (self.decoder,), "encoder": (self.encoder, self.decoder)}[cond_conv]:
+        self.aligner = Aligner(o.g_dim) if o.align else None
+        for network in {"none": (), "decoder": (self.decoder,), "encoder": (self.encoder, self.decoder)}[o.cond_conv]:
             modulate(network, cond_dim)
 
     def set_cond_stats(self, mean, std):
@@ -138,17 +124,76 @@ class SVG(nn.Module):
         self.cond_mean.copy_(mean)
         self.cond_std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1), std, torch.ones_like(std)))
 
-    # The networks, on time-major sequences.
+    def standardise(self, cond):
+        """(B, T, D) -> (T, B, D), time-major."""
+        return ((cond - self.cond_mean) / self.cond_std).transpose(0, 1)
 
-    def encode(self, x, c, n_skips):
-        """Frames (T, B, 3, 64, 64), their conditions (T, B, D) -> h (T, B, g_dim), skips, features, in one call.
+    # The equations, for K steps at once.
 
-        skips [(n_skips, B, C, H, W)] * 4 are those of the first n_skips frames, features [(T, B, C, S, S)] what the levels
-        of `hierarchy` read, coarse to fine.
+    def encode(self, x, c, pasted):
+        """Frames (K, B, 3, 64, 64), their conditions (K, B, D) -> Frames, and the skip terms of those in the range `pasted`.
+
+        The terms are the decoder's, of each frame four tensors (B, C, S, S), coarse to fine.
         """
-        h, skips, pooled = self.encoder(x.flatten(0, 1), c.flatten(0, 1), n_skips * x.shape[1])
-        split = lambda t: t.unflatten(0, (-1, x.shape[1]))
-        return split(h), [split(s) for s in skips], [split(f) for f in pooled[::-1][: len(self.levels)]]
+        batch = x.shape[1]
+        rows = slice(pasted.start * batch, pasted.stop * batch)
+        h, skips, pooled = self.encoder(x.flatten(0, 1), c.flatten(0, 1), rows)
+        h, *features = [t.unflatten(0, (-1, batch)) for t in (h, *pooled[::-1][: len(self.levels)])]
+        # Split, whose gradient is one concatenation in channels last memory; an index's is a whole tensor of zeros each.
+        terms = zip(*[term.split(batch) for term in self.decoder.skip_terms(skips)]) if pasted else ()
+        return Frames(h, features), list(terms)
+
+    def posteriors(self, true):
+        """q(z | true frames) of every level: Gaussians (K, B, ...)."""
+        return [self.posterior(true.h)[0], *(level.posterior(f) for level, f in zip(self.levels, true.features))]
+
+    def transition(self, source, c, q, eps, state):
+        """z_i ~ q, or ~ p where there is no q, and g_i = frame_predictor([c_{i-1}, h_{i-1}, z_i]).
+
+        source Frames i-1, c (K, B, D), eps (K, B, z_dim) -> g (K, B, g_dim), p(z | x_0:i-1), state.
+        """
+        p, prior_state = Gaussian.standard(eps), None
+        if self.prior is not None:
+            p, prior_state = self.prior(source.h, state.prior)
+        z = (q or p).sample(eps)
+        g, predictor_state = self.frame_predictor(torch.cat([c, source.h, z], -1), state.predictor)
+        return g, p, State(predictor_state, prior_state)
+
+    def decode(self, g, c, terms, source, q, eps):
+        """x^_i = decoder(g_i, skip), and the finer levels' z ~ q or, where there is no q, ~ p.
+
+        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, 3, 64, 64), p of the finer levels. Futures
+        of one clip share its terms, whose rows then repeat.
+        """
+        flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
+        priors = []
+
+        def add(k, d, y):
+            """To the first convolution of the decoder's k-th stage, above d, add what the skip and this level's z give."""
+            term = torch.cat([of_step[k] for of_step in terms])
+            if flow is not None:  # The term moves rather than the skip: one convolution for all, and for a shift the same.
+                term = warp(term.repeat(len(y) // len(term), 1, 1, 1), flow).to(y.dtype)
+            y = add_rows(y, term)
+            if k < len(self.levels):
+                priors.append(self.levels[k].prior(source.features[k], d))
+                z = (q[k] if q else priors[k]).sample(eps[k])
+                y = y + self.levels[k].conv(z.flatten(0, 1))
+            return y
+
+        return self.decoder(g.flatten(0, 1), add, c.flatten(0, 1)).unflatten(0, g.shape[:2]), priors
+
+    def advance(self, now, c, q, eps):
+        """The next K steps: c (K, B, D), a list a level of posteriors (or None: priors) and of noise (K, B, ...).
+
+        -> frames (K, B, 3, 64, 64), the prior of each level, and the Rollout that continues from the last of them.
+        """
+        source, terms = now.source, now.terms
+        if source is None:
+            source, own = self.encode(now.frame, c, range(int(self.last_frame_skip)))
+            terms = own or terms
+        g, p, state = self.transition(source, c, q and q[0], eps[0], now.state)
+        x, finer = self.decode(g, c, terms, source, q and q[1:], eps[1:])
+        return x, [p, *finer], Rollout(state, terms[-1:], None, x[-1:])
 
     def skip_index(self, i):
         """The frame whose skip features step i pastes."""
@@ -157,95 +202,29 @@ class SVG(nn.Module):
         last_given = self.n_past - 1 if self.skip_frame == "last" else max(self.n_past - 2, 0)
         return min(i - 1, last_given)
 
-    def kernels(self):
-        """The decoder's kernels in the form in which it uses them, made once for all steps; and the levels'."""
-        return self.decoder.kernels(), [upsampling_kernel(level.conv.weight) for level in self.levels]
-
-    def skip_terms(self, skips, kernels, first=0):
-        """The decoder's skip terms of frames first, first + 1, ...: {frame: 4 of (B, C, H, W)}."""
-        terms = self.decoder.skip_terms([s.flatten(0, 1) for s in skips], kernels[0])
-        # Split, whose gradient is one concatenation in channels last memory; an index's is a whole tensor of zeros each.
-        return dict(enumerate(zip(*[t.split(skips[0].shape[1]) for t in terms]), first))
-
-    def posteriors(self, h, features):
-        """q(z_l | true frames) of every level: [(mu, logvar)], (T, B, ...) each."""
-        return [self.posterior(h)[:2], *(level.posterior(f) for level, f in zip(self.levels, features))]
-
-    def decode(self, g, c, kernels, terms, steps, latent):
-        """g (len(steps), B, g_dim), c (len(steps), B, D) -> frames (len(steps), B, 3, 64, 64), in one call.
-
-        kernels and terms are those of `self.kernels` and `self.skip_terms`. B may be a multiple of the terms' batch: n_samples
-        futures of one clip share its skips.
-        latent(k, d) gives z of self.levels[k] for these steps, given the decoder's feature d there.
-        """
-        decoder_kernels, level_kernels = kernels
-        runs = [(terms[frame], len(list(run))) for frame, run in itertools.groupby(steps, self.skip_index)]
-        sizes = [n * g.shape[1] for _, n in runs]
-        flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
-
-        def add_terms(k, d, y):
-            if flow is None:
-                y = AddShared.apply(y, sizes, *[term[k] for term, _ in runs])
-            else:  # The terms rather than the skips: one convolution for all steps, and for a shift the same.
-                skip = torch.cat([term[k].repeat(n // len(term[k]), 1, 1, 1) for (term, _), n in zip(runs, sizes)])
-                y = y + warp(skip, flow).to(y.dtype)
-            if k < len(self.levels):
-                y = y + upsample_conv(latent(k, d).flatten(0, 1), level_kernels[k])
-            return y
-
-        return self.decoder(g.flatten(0, 1), decoder_kernels, add_terms, c.flatten(0, 1)).unflatten(0, g.shape[:2])
-
     # Training.
 
     def loss(self, frames, cond, teacher_forcing):
         """frames (B, T, 3, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1.
 
-        With `hierarchy` kld is the sum over levels, and {"kld_1", "kld_2", ...} are theirs.
+        z_i ~ q; the source frame is true while given and under teacher forcing, else predicted. With `hierarchy` kld is
+        the sum over levels, and {"kld_1", "kld_2", ...} are theirs.
         """
-        x, c = frames.transpose(0, 1), self._condition(cond)
+        x, c = frames.transpose(0, 1), self.standardise(cond)
         n_steps = len(x) - 1
-        n_skips = n_steps if self.last_frame_skip and teacher_forcing else self.n_past
-        h, skips, features = self.encode(x, c, n_skips)
-        q = self.posteriors(h[1:], [f[1:] for f in features])
-        z = [reparameterize(mu, logvar, torch.randn_like(mu)) for mu, logvar in q]
-        kernels = self.kernels()
-        terms = self.skip_terms(skips, kernels)
-
-        # Steps whose source frame is ground truth run in one call; the others one by one, each from its predecessor.
-        n_given = n_steps if teacher_forcing else min(self.n_past, n_steps)
-        steps, source, features = range(1, n_given + 1), h[:n_given], [f[:n_given] for f in features]
-        state = prior_state = None
-        predicted, priors = [], [[] for _ in q]
-        while True:
-            at = slice(steps[0] - 1, steps[-1])
-            mu_p = logvar_p = torch.zeros_like(z[0][at])
-            if self.prior is not None:
-                mu_p, logvar_p, prior_state = self.prior(source, prior_state)
-            priors[0].append((mu_p, logvar_p))
-            g, state = self.frame_predictor(torch.cat([c[at], source, z[0][at]], -1), state)
-            # This step's alone: with `at` and the growing lists, torch.compile would compile the decoder anew at every step.
-            level_z, level_priors = [z_l[at] for z_l in z[1:]], []
-
-            def latent(k, d):
-                level_priors.append(self.levels[k].prior(features[k], d))
-                return level_z[k]
-
-            predicted.append(self.decode(g, c[at], kernels, terms, steps, latent))
-            for found, prior in zip(priors[1:], level_priors):
-                found.append(prior)
-            if steps[-1] == n_steps:
-                break
-            steps = range(steps[-1] + 1, steps[-1] + 2)
-            source, skips, features = self.encode(
-                predicted[-1][-1:], c[steps[0] - 1 : steps[0]], int(self.last_frame_skip)
-            )
-            if self.last_frame_skip:
-                terms = self.skip_terms(skips, kernels, steps[0] - 1)
-
-        klds = []
-        for (mu, logvar), p in zip(q, priors):
-            mu_p, logvar_p = [torch.cat(parts) for parts in zip(*p)]
-            klds.append(kl_divergence(mu, logvar, mu_p, logvar_p).flatten(2).sum((0, 2)).mean())
+        n_known = n_steps if teacher_forcing else min(self.n_past, n_steps)  # steps whose source frame is true
+        pasted = [self.skip_index(i) for i in range(1, n_known + 1)]
+        with summed_once(self):
+            true, terms = self.encode(x, c, range(max(pasted) + 1))
+            q = self.posteriors(true.at(slice(1, None)))
+            eps = [torch.randn_like(q_l.mu) for q_l in q]
+            now = Rollout(State(), [terms[j] for j in pasted], true.at(slice(n_known)))
+            predicted, p = [], []
+            for at in [slice(n_known), *(slice(i, i + 1) for i in range(n_known, n_steps))]:
+                x_hat, p_at, now = self.advance(now, c[at], [q_l.at(at) for q_l in q], [e[at] for e in eps])
+                predicted.append(x_hat)
+                p.append(p_at)
+        klds = [q_l.kl(Gaussian.cat(p_l)).flatten(2).sum((0, 2)).mean() for q_l, p_l in zip(q, zip(*p))]
         losses = {"mse": (torch.cat(predicted) - x[1:]).square().flatten(1).mean(1).sum(), "kld": sum(klds)}
         return losses | ({f"kld_{n}": kld for n, kld in enumerate(klds, 1)} if self.levels else {})
 
@@ -255,8 +234,8 @@ class SVG(nn.Module):
     def predicting(self):
         """What `predict` and `reconstruct` run in; around many calls it saves each the preparation.
 
-        Eval mode, no gradients, and copies of the encoder and decoder that take fewer operations (models/vgg64.py). Not
-        beside more levels of latents, whose terms are added between a convolution and the BatchNorm that would go into it.
+        Eval mode, no gradients, and copies of the encoder and decoder that take fewer operations (models/fastconv.py). Not
+        beside finer latents, whose terms are added between a convolution and the BatchNorm that would go into it.
         """
         if self.is_predicting:
             yield
@@ -267,7 +246,8 @@ class SVG(nn.Module):
                 self.is_predicting = True
                 if not self.levels:
                     self.encoder, self.decoder = (for_prediction(copy.deepcopy(network)) for network in networks)
-                yield
+                with summed_once(self):
+                    yield
             finally:
                 self.encoder, self.decoder = networks
                 self.is_predicting = False
@@ -275,84 +255,57 @@ class SVG(nn.Module):
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
         """Sample futures: past (B, n_past, 3, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, 3, 64, 64).
 
-        generator: None, a torch.Generator, or a list of B CPU generators (see `draw_noise`).
+        z_i ~ p, the source frame is predicted. generator: None, a torch.Generator, or a list of B CPU generators (see
+        `draw_noise`).
         """
         with self.predicting():
-            return self._rollout(past, cond, n_future, n_samples, generator)
+            return self.rollout(past, cond, n_future, n_samples, generator)
 
     def reconstruct(self, frames, cond, generator=None):
-        """The posterior's prediction: as `predict`, but each z_i is drawn from q given the true frames.
+        """As `predict` of one sample, but z_i ~ q given the true frames, so it sees the future: an upper bound.
 
-        frames (B, T, 3, 64, 64), cond (B, T, D) -> (1, B, T - n_past, 3, 64, 64). It sees the future: an upper bound.
+        frames (B, T, 3, 64, 64), cond (B, T, D) -> (1, B, T - n_past, 3, 64, 64).
         """
         with self.predicting():
-            n_future = frames.shape[1] - self.n_past
-            return self._rollout(frames[:, : self.n_past], cond, n_future, 1, generator, target=frames)
+            true, _ = self.encode(frames.transpose(0, 1), self.standardise(cond)[: frames.shape[1]], range(0))
+            q = self.posteriors(true.at(slice(1, None)))
+            return self.rollout(frames[:, : self.n_past], cond, frames.shape[1] - self.n_past, 1, generator, q)
 
-    def _rollout(self, past, cond, n_future, n_samples, generator, target=None):
-        n_past, batch = self.n_past, len(past)
+    def rollout(self, past, cond, n_future, n_samples, generator, q=None):
+        """`predict`, or with q of every step `reconstruct`."""
+        n_past, n_steps = self.n_past, self.n_past + n_future - 1
         if past.shape[1] != n_past:
             raise ValueError(f"the model was built for {n_past} past frames, not {past.shape[1]}")
-        if cond.shape[1] < n_past + n_future - 1:
-            raise ValueError(f"{n_future} future frames need {n_past + n_future - 1} conditions, not {cond.shape[1]}")
-        many = lambda x: x.repeat(1, n_samples, *[1] * (x.dim() - 2))  # (T, B, ...) -> (T, n_samples * B, ...)
-
-        c = self._condition(cond)
-        sizes = [math.prod(shape) for shape in self.latent_shapes]
-        noise = draw_noise(n_samples, batch, n_past + n_future - 1, sum(sizes), generator, past).flatten(1, 2)
-        noise = [eps.unflatten(-1, shape) for eps, shape in zip(noise.split(sizes, -1), self.latent_shapes)]
-        pasted = self.skip_index(n_past)  # in the first decoded step; only --last_frame_skip goes on from there
-        h, skips, features = self.encode(past.transpose(0, 1), c[:n_past], pasted + 1)
-        kernels = self.kernels()
-        terms = self.skip_terms([s[pasted : pasted + 1] for s in skips], kernels, pasted)
-        true_h, true_features = h[1:], [f[1:] for f in features]
-        if target is not None:
-            true_h, _, true_features = self.encode(target.transpose(0, 1)[1:], c[1 : target.shape[1]], 0)
-        q = self.posteriors(true_h, true_features) if len(true_h) else []
-        q = [[many(p) for p in gaussian] for gaussian in q]
-
-        c, source = many(c), many(h[:1])
-        predicted = past.new_empty(n_future, n_samples * batch, *past.shape[2:])
-        features = [many(f[-1:]) for f in features]  # of the first source frame whose step is decoded
-        state = prior_state = None
-        for i in range(1, n_past + n_future):
+        if cond.shape[1] < n_steps:
+            raise ValueError(f"{n_future} future frames need {n_steps} conditions, not {cond.shape[1]}")
+        c = self.standardise(cond)
+        eps = self.draw_noise(n_samples, len(past), n_steps, generator, past)
+        now = self.begin(past, c[:n_past], eps, n_samples)
+        c = c.repeat(1, n_samples, 1)
+        predicted = past.new_empty(n_future, *now.source.h.shape[1:2], *past.shape[2:])
+        for i in range(n_past, n_past + n_future):
             at = slice(i - 1, i)
-            mu = logvar = torch.zeros_like(noise[0][at])
-            if self.prior is not None:
-                mu, logvar, prior_state = self.prior(source, prior_state)
-            if i < n_past or target is not None:
-                mu, logvar = [p[at] for p in q[0]]
-            z = reparameterize(mu, logvar, noise[0][at])
-            g, state = self.frame_predictor(torch.cat([c[at], source, z], -1), state)
-            if i < n_past:
-                source = many(h[i : i + 1])
-                continue
-
-            def latent(k, d):
-                mu, logvar = self.levels[k].prior(features[k], d)
-                if target is not None:
-                    mu, logvar = [p[at] for p in q[k + 1]]
-                return reparameterize(mu, logvar, noise[k + 1][at])
-
-            x = self.decode(g, c[at], kernels, terms, [i], latent)
+            x, _, now = self.advance(now, c[at], q and [q_l.at(at) for q_l in q], [e[at] for e in eps])
             predicted[i - n_past] = x[0]
-            if i < n_past + n_future - 1:
-                source, skips, features = self.encode(x, c[i : i + 1], int(self.last_frame_skip))
-                if self.last_frame_skip:
-                    terms = self.skip_terms(skips, kernels, i)
-                del skips  # the decoder needs the room
-        return predicted.transpose(0, 1).unflatten(0, (n_samples, batch))
+        return predicted.transpose(0, 1).unflatten(0, (n_samples, len(past)))
 
-    def _condition(self, cond):
-        return ((cond - self.cond_mean) / self.cond_std).transpose(0, 1)
+    def begin(self, past, c, eps, n_samples=1):
+        """The Rollout of n_samples futures after the given frames (B, n_past, 3, 64, 64), c (n_past, B, D), standardised.
 
+        Its state has seen steps 1 .. n_past-1, z from the posterior as their frames are known; nothing is decoded.
+        """
+        many = lambda x: x.repeat(1, n_samples, *[1] * (x.dim() - 2))  # (T, B, ...) -> (T, n_samples * B, ...)
+        last, pasted = self.n_past - 1, self.skip_index(self.n_past)
+        given, terms = self.encode(past.transpose(0, 1), c, range(pasted, pasted + 1))
+        state = State()
+        if last:
+            q = self.posterior(given.h[1:])[0].map(many)
+            source = Frames(many(given.h[:last]), [])
+            state = self.transition(source, many(c[:last]), q, eps[0][:last], state)[-1]
+        return Rollout(state, terms, Frames(many(given.h[last:]), [many(f[last:]) for f in given.features]))
 
-def init_weights(module):
-    """The classic initialisation: N(0, 0.02) weights and zero biases, N(1, 0.02) BatchNorm scales."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
+    def draw_noise(self, n_samples, batch, steps, generator, like):
+        """Noise of every level, (steps, n_samples * batch, ...) each; see models.gaussian.draw_noise."""
+        sizes = [math.prod(shape) for shape in self.latent_shapes]
+        eps = draw_noise(n_samples, batch, steps, sum(sizes), generator, like).flatten(1, 2)
+        return [e.unflatten(-1, shape) for e, shape in zip(eps.split(sizes, -1), self.latent_shapes)]

@@ -21,7 +21,7 @@ from models import SVG, build
 from models.align import warp
 from models.cond_conv import Modulation
 from models.lstm import LSTM, GaussianLSTM
-from models.svg import init_weights
+from models.common import init_weights
 from models.vgg64 import Decoder, Encoder
 
 EACH = {

@@ -12,9 +12,9 @@ from torch.distributions import kl_divergence as oracle_kl
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models import SVG, build, vgg64, winograd
+from models import SVG, build, fastconv
 from models.cond_conv import Modulation
-from models.svg import kl_divergence
+from models.gaussian import Gaussian
 
 SKIPS = {"last": {}, "classic": {"skip_frame": "classic"}, "last_frame_skip": {"last_frame_skip": True}}
 
@@ -115,30 +115,30 @@ def test_maps_and_their_gradients_stay_in_channels_last_memory(teacher_forcing):
 
 @pytest.mark.parametrize("teacher_forcing", [True, False])
 def test_the_sums_for_wide_layers_equal_the_reference(teacher_forcing, monkeypatch):
-    monkeypatch.setattr(vgg64, "WIDE", 1)
+    monkeypatch.setattr(fastconv, "WIDE", 1)
     assert_same_loss(tiny(), reference, *clips(), teacher_forcing)
 
 
 @pytest.mark.parametrize("wide", [1, 10])
 def test_an_upsampling_convolution_is_one_of_the_upsampled_image(wide, monkeypatch):
-    monkeypatch.setattr(vgg64, "WIDE", wide)
+    monkeypatch.setattr(fastconv, "WIDE", wide)
     x, weight = torch.randn(2, 5, 4, 6, dtype=torch.float64), torch.randn(7, 5, 3, 3, dtype=torch.float64)
     theirs = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
-    torch.testing.assert_close(vgg64.upsample_conv(x, vgg64.upsampling_kernel(weight)), theirs, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fastconv.upsample_conv(x, fastconv.upsampling_kernel(weight)), theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_prediction_takes_the_batchnorm_of_several_gpus_into_its_convolutions_too():
     encoder, x = tiny().encoder, torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    folded = vgg64.for_prediction(torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(encoder)))
+    folded = fastconv.for_prediction(torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(encoder)))
     assert not [module for module in folded.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
-    torch.testing.assert_close(folded(x, None, 2), encoder(x, None, 2))
+    torch.testing.assert_close(folded(x, None, slice(2)), encoder(x, None, slice(2)))
 
 
 def test_winograds_convolution_is_the_convolution(monkeypatch):
-    monkeypatch.setattr(winograd, "AT_ONCE", 500)  # two of the five images
+    monkeypatch.setattr(fastconv, "AT_ONCE", 500)  # two of the five images
     conv = torch.nn.Conv2d(5, 7, 3, 1, 1).double()
     x = torch.randn(5, 5, 6, 8, dtype=torch.float64)
-    torch.testing.assert_close(winograd.WinogradConv(conv, torch.float64)(x), conv(x), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fastconv.WinogradConv(conv, torch.float64)(x), conv(x), rtol=1e-9, atol=1e-12)
 
 
 def test_winograds_rounding_error():
@@ -146,16 +146,18 @@ def test_winograds_rounding_error():
     conv, x = torch.nn.Conv2d(256, 64, 3, 1, 1), torch.randn(4, 256, 8, 8).bfloat16()
     conv.weight.data.normal_(), conv.bias.data.normal_()
     with torch.no_grad():
-        exact, rounded = conv.double()(x.double()), winograd.WinogradConv(conv, torch.bfloat16)(x)
+        exact, rounded = conv.double()(x.double()), fastconv.WinogradConv(conv, torch.bfloat16)(x)
     assert (rounded - exact).std() < 0.0073 * exact.std()
 
 
 def test_the_taps_of_an_upsampling_kernel_are_summed_before_they_are_rounded():
     decoder = tiny().float().decoder
-    exact = vgg64.for_prediction(copy.deepcopy(decoder)).kernels()
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = vgg64.for_prediction(decoder).kernels()
-    assert all(torch.equal(a.bfloat16(), b) for (a, _), (b, _) in zip(exact, rounded, strict=True))
+    convs = [upc[0].main[0] for upc in decoder.stages()]
+    with fastconv.summed_once(decoder):
+        exact = [conv.kernel for conv in convs]
+    with torch.autocast("cpu", torch.bfloat16), fastconv.summed_once(decoder):
+        assert all(torch.equal(kernel.bfloat16(), conv.kernel) for kernel, conv in zip(exact, convs, strict=True))
+    assert not any(conv.kernel is not None for conv in convs), "the weights may change again"
 
 
 def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
@@ -164,11 +166,11 @@ def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
     frames, cond = clips()
     predict = lambda: model.predict(frames[:, :2], cond, 4, 2, [torch.Generator().manual_seed(k) for k in range(3)])
     exact = predict()
-    monkeypatch.setattr(vgg64, "WIDE", 1)
+    monkeypatch.setattr(fastconv, "WIDE", 1)
     kernels = []
-    forward = winograd.WinogradConv.forward
+    forward = fastconv.WinogradConv.forward
     monkeypatch.setattr(
-        winograd.WinogradConv, "forward", lambda self, x: kernels.append(self.kernel) or forward(self, x)
+        fastconv.WinogradConv, "forward", lambda self, x: kernels.append(self.kernel) or forward(self, x)
     )
     model, frames, cond = model.float(), frames.float(), cond.float()
     with torch.autocast("cpu", torch.bfloat16):
@@ -266,32 +268,34 @@ def test_teacher_forcing_is_what_feeds_true_frames(extensions):
 
 def test_kl_is_that_of_torch():
     mu1, logvar1, mu2, logvar2 = torch.randn(4, 1000, dtype=torch.float64) * 3
-    ours = kl_divergence(mu1, logvar1, mu2, logvar2)
+    ours = Gaussian(mu1, logvar1).kl(Gaussian(mu2, logvar2))
     theirs = oracle_kl(Normal(mu1, (logvar1 / 2).exp()), Normal(mu2, (logvar2 / 2).exp()))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_kl_does_not_underflow():
     """log(sigma2 / sigma1) would be log(0) here."""
-    assert torch.isfinite(kl_divergence(*torch.tensor([0.0, -80.0, 0.0, 80.0])))
-    torch.testing.assert_close(kl_divergence(*torch.tensor([0.0, -80.0, 0.0, -80.0])), torch.tensor(0.0))
+    narrow, wide = (Gaussian(*torch.tensor([0.0, logvar])) for logvar in (-80.0, 80.0))
+    assert torch.isfinite(narrow.kl(wide))
+    torch.testing.assert_close(narrow.kl(narrow), torch.tensor(0.0))
 
 
 def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training():
     """In training mode BatchNorm sees all frames of the clip at once, which is this project's definition."""
     model = tiny(hierarchy=4)
     frames, cond = (x.transpose(0, 1) for x in clips())
-    h, skips, features = model.encode(frames, cond, len(frames))
+    encoded, terms = model.encode(frames, cond, range(len(frames)))
     for t in range(len(frames)):
         h_t, skips_t, pooled_t = model.encoder(frames[t])
-        torch.testing.assert_close(h[t], h_t)
-        for s, s_t in zip([*skips, *features], [*skips_t, *pooled_t[:0:-1]], strict=True):
-            torch.testing.assert_close(s[t], s_t)
+        torch.testing.assert_close(encoded.h[t], h_t)
+        terms_t = model.decoder.skip_terms(skips_t)
+        for s, s_t in zip([*terms[t], *(f[t] for f in encoded.features)], [*terms_t, *pooled_t[:0:-1]], strict=True):
+            torch.testing.assert_close(s, s_t)
     bn = model.encoder.c1[0].main[1]
     conv = model.encoder.c1[0].main[0](frames.flatten(0, 1))
     bn.reset_running_stats()
     bn.momentum = 1.0
-    model.train().encode(frames, cond, 1)
+    model.train().encode(frames, cond, range(1))
     torch.testing.assert_close(bn.running_mean, conv.mean((0, 2, 3)))
 
 
@@ -328,4 +332,4 @@ def test_a_model_is_rebuilt_from_its_config(extensions):
 def test_conditions_are_standardised_and_constant_ones_left_alone():
     model = SVG(2, width=4)
     model.set_cond_stats(torch.tensor([3.0, 5.0]), torch.tensor([2.0, 0.0]))
-    assert model._condition(torch.tensor([[[5.0, 5.5]]])).tolist() == [[[1.0, 0.5]]]
+    assert model.standardise(torch.tensor([[[5.0, 5.5]]])).tolist() == [[[1.0, 0.5]]]
