@@ -52,7 +52,7 @@ def get_parser():
         "--save_root",
         help="output directory (default: results/RUN-SPLIT, with --data_root and --n_future)",
     )
-    options.add_machine(parser)
+    options.add_machine(parser.group("machine"))
     return parser
 
 

@@ -12,7 +12,7 @@ def main():
     train_set, val_set = open_splits(args)
 
     def make_model():
-        model = SVG(train_set.cond_dim, prior="learned", **options.svg_options(args))
+        model = SVG(train_set.cond_dim, prior="learned", **options.model_options(SVG, args))
         if not args.resume:  # a checkpoint has them
             model.set_cond_stats(*train_set.cond_stats())
         return model

@@ -20,7 +20,7 @@ def main():
     train_set = PoseDataset(args.data_root, "train", args.train_vi_len, args.cuts, max_stride=args.max_stride)
     val_set = PoseDataset(args.data_root, "val", args.n_eval)
     args.n_future = args.n_eval - 1  # what generate.py predicts unless told otherwise
-    make_model = lambda: PoseCVAE(train_set.cond_dim, **options.pose_options(args))
+    make_model = lambda: PoseCVAE(train_set.cond_dim, **options.model_options(PoseCVAE, args))
     return trainer.fit(make_model, train_set, val_set, args)
 
 

@@ -1,5 +1,6 @@
 """The models, by the name that a checkpoint carries."""
 
+from models.common import check_config
 from models.pose_cvae import PoseCVAE
 from models.svg import SVG
 
@@ -7,7 +8,8 @@ MODELS = {"svg": SVG, "pose_cvae": PoseCVAE}
 
 
 def build(config):
-    """The model of a checkpoint's "model" entry, without its weights."""
-    if not all(isinstance(value, (bool, int, float, str)) for value in config.values()):
-        raise TypeError("a setting of the model is neither a number nor a word")
-    return MODELS[config["name"]](**{key: value for key, value in config.items() if key != "name"})
+    """The model of a checkpoint's "model" entry, without its weights. Raises a KeyError, TypeError or ValueError where it is none."""
+    model = MODELS[config["name"]]
+    options = {key: value for key, value in config.items() if key != "name"}
+    check_config(model.Config(**options))
+    return model(**options)

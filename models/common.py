@@ -1,7 +1,7 @@
 """What the models share: how an option is declared, evaluation mode, the classic initialisation."""
 
 import contextlib
-from dataclasses import field
+from dataclasses import field, fields
 
 import torch
 import torch.nn as nn
@@ -15,6 +15,17 @@ def option(default, help, low=1, high=MOST, choices=None, bare=None):
     Integers lie in low .. high, words in `choices`; `bare` is what the flag means without a value. A bool is a switch.
     """
     return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, bare=bare))
+
+
+def check_config(config):
+    """Refuse, with a TypeError or ValueError, a Config whose values are not of its fields' types and ranges."""
+    for f in fields(config):
+        value, about = getattr(config, f.name), f.metadata
+        if type(value) is not f.type:
+            raise TypeError(f"its model has {f.name} {value!r}")
+        choices = about.get("choices") or ([value] if f.type is not int else range(about.get("low", 0), about.get("high", MOST) + 1))
+        if value not in choices:
+            raise ValueError(f"its model has {f.name} {value!r}")
 
 
 @contextlib.contextmanager

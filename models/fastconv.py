@@ -6,7 +6,6 @@
 """
 
 import contextlib
-import math
 
 import torch
 import torch.nn as nn

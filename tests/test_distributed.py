@@ -20,12 +20,12 @@ from loading import ClipSampler
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 COMMAND = ["train_learned_prior.py", *TINY, "--n_future", "2", "--epoch_size", "4"]
 
-# One step of each kind by trainer.py's own parts on a share of a batch of 8, BatchNorm's statistics frozen.
+# One step of each kind by training/optim.py's own parts on a share of a batch of 8, BatchNorm's statistics frozen.
 STEP = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from training import distributed, trainer
+from training import distributed, optim
 from models import SVG
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -34,17 +34,17 @@ model = SVG(7, width=4, g_dim=8, z_dim=4, rnn_size=8).eval()
 frames, cond, noise = torch.rand(8, 5, 3, 64, 64), torch.randn(8, 5, 7), torch.randn(4, 8, 4)
 at = list(distributed.share(range(8)))
 torch.randn_like = lambda mu: noise[:, at]
-objective = distributed.wrap(trainer.Objective(model), torch.device("cpu"))
+objective = distributed.wrap(optim.Objective(model, 1.0), torch.device("cpu"))
 optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)  # Adam would blow up the rounding of the smallest gradients
 failure = torch.zeros(2, dtype=torch.float64)
 losses = []
 for step, (teacher_forcing, weight) in enumerate([(True, 1e-2), (False, 1e-2), (False, 0.0)]):
     loss, _ = objective(frames[at], cond[at], teacher_forcing, weight)
     loss.backward()
-    losses.append(distributed.average_(loss.detach().clone()))
+    losses.append(distributed.all_reduce_mean(loss.detach().clone()))
     if step == 0:
         gradients = {{name: p.grad.clone() for name, p in model.named_parameters()}}
-    trainer.update(optimizer, 1.0, failure, step + 1, losses[-1])
+    optim.clip_and_step(optimizer, 1.0, failure, step + 1, losses[-1])
     optimizer.zero_grad(set_to_none=True)
 content = [losses, gradients, model.state_dict(), at]
 torch.save(content, sys.argv[1] + str(distributed.rank()))
@@ -62,8 +62,8 @@ from training import distributed
 file = Path(sys.argv.pop(1), os.environ["RANK"]).open("w")
 def note_threads():
     print(*[path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")], file=file)
-synchronise = distributed.synchronise_buffers
-distributed.synchronise_buffers = lambda module: (note_threads(), synchronise(module))
+synchronise = distributed.broadcast_buffers
+distributed.broadcast_buffers = lambda module: (note_threads(), synchronise(module))
 status = train_learned_prior.main()
 note_threads()
 sys.exit(status)

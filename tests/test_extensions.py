@@ -19,9 +19,9 @@ from dataset import ClipDataset
 from loading import ClipSampler
 from models import SVG, build
 from models.align import warp
+from models.common import init_weights
 from models.cond_conv import Modulation
 from models.lstm import LSTM, GaussianLSTM
-from models.common import init_weights
 from models.vgg64 import Decoder, Encoder
 
 EACH = {

@@ -16,7 +16,7 @@ from kill_test import outcome, same
 
 from dataset import ClipDataset
 from loading import ClipSampler
-from training import trainer
+from training import faults
 
 SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 COMMAND = "train_learned_prior.py"
@@ -119,7 +119,7 @@ def test_signal_saves_and_resume_ends_alike(tiny_data, undisturbed, tmp_path, nu
 
 
 def test_second_signal_ends_at_once():
-    code = "import os\nfrom training import trainer\nwith trainer.deferred_signals() as s:\n os.kill(os.getpid(), 15)\n print(s, flush=True)\n os.kill(os.getpid(), 2)\n print('lived')"
+    code = "import os\nfrom training.faults import Stop\nwith Stop() as s:\n os.kill(os.getpid(), 15)\n print(__import__(\"signal\").Signals(s.number).name, flush=True)\n os.kill(os.getpid(), 2)\n print('lived')"
     result = run("-c", code)
     assert result.returncode == 130 and "SIGTERM" in result.stdout and "lived" not in result.stdout
 
@@ -134,7 +134,7 @@ def test_killed_and_resumed():
 def test_two_processes_never_train_in_one_folder(tiny_data, tmp_path):
     flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 1, *SMALL]
     (tmp_path / "run").mkdir()
-    with trainer.locked(tmp_path / "run"):
+    with faults.lock(tmp_path / "run"):
         assert_refused(run(COMMAND, *flags), tmp_path / "run", "another process", "--log_dir")
         assert not list((tmp_path / "run").iterdir())
     assert run(COMMAND, *flags).returncode == 0

@@ -14,7 +14,7 @@ import options
 import utils
 from dataset import open_splits
 from models import SVG, PoseCVAE
-from training import trainer
+from training import optim, runlog, schedules, trainer
 
 DEVICE = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def make(optimizer):
     layer = torch.nn.Module()
     layer.weight = weight
     args = argparse.Namespace(optimizer=optimizer, lr=0.1, beta1=0.9)
-    return weight, trainer.make_optimizer(layer, args, DEVICE), torch.zeros(2, dtype=torch.float64)
+    return weight, optim.make_optimizer(layer, args, DEVICE), torch.zeros(2, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("max_norm", [0, 1.0, 100.0])
@@ -34,7 +34,7 @@ def test_a_step_is_the_one_with_torchs_clipping(optimizer, max_norm):
     for k in range(3):
         gradient = torch.tensor([3.0, -2.0, 1.0, 0.5, 4.0, -1.0]) * 10.0 ** (1 - k)
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
-        trainer.update(our_optimizer, max_norm, failure, k + 1, torch.tensor(1.0))
+        optim.clip_and_step(our_optimizer, max_norm, failure, k + 1, torch.tensor(1.0))
         torch.nn.utils.clip_grad_norm_([theirs], max_norm or float("inf"))
         their_optimizer.step()
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -49,12 +49,12 @@ def test_the_host_reads_no_number_of_a_step(name, teacher_forcing):
         cond = torch.rand(2, 4, 3, 64, 64) if name == "pose" else torch.rand(2, 4, 5)
         extensions = {"hierarchy": 4, "align": True, "cond_conv": "encoder"} if name == "extended" else {}
         model = PoseCVAE() if name == "pose" else SVG(5, width=4, **extensions)
-        optimizer = trainer.make_optimizer(model, argparse.Namespace(optimizer="adam", lr=0.1, beta1=0.9), DEVICE)
+        optimizer = optim.make_optimizer(model, argparse.Namespace(optimizer="adam", lr=0.1, beta1=0.9), DEVICE)
         with utils.autocast(DEVICE, torch.bfloat16):
-            loss, _ = trainer.Objective(model)(torch.rand(2, 4, 3, 64, 64), cond, teacher_forcing, 0.5)
+            loss, _ = optim.Objective(model, 0.5)(torch.rand(2, 4, 3, 64, 64), cond, teacher_forcing, 0.5)
         loss.backward()
-        trainer.update(optimizer, 1.0, torch.zeros(2, dtype=torch.float64), 1, loss.detach())
-        trainer.follow(model, model, 0.9, 1)
+        optim.clip_and_step(optimizer, 1.0, torch.zeros(2, dtype=torch.float64), 1, loss.detach())
+        optim.update_ema(model, model, 0.9, 1)
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
@@ -64,13 +64,13 @@ def test_a_weight_may_have_its_first_gradient_later(optimizer, beta1):
     args = argparse.Namespace(optimizer=optimizer, lr=0.1, beta1=beta1)
     alone, pair, failure = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.zeros(2, dtype=torch.float64)
     pair.load_state_dict(alone.state_dict())
-    ours, theirs = trainer.make_optimizer(pair, args, DEVICE), trainer.make_optimizer(alone, args, DEVICE)
+    ours, theirs = optim.make_optimizer(pair, args, DEVICE), optim.make_optimizer(alone, args, DEVICE)
     for k in range(3):
         pair.weight.grad = torch.ones(2, 2)
         if k > 0:
             pair.bias.grad, alone.bias.grad = torch.full((2,), float(k)), torch.full((2,), float(k))
-            trainer.update(theirs, 0, failure, k + 1, torch.tensor(1.0))
-        trainer.update(ours, 0, failure, k + 1, torch.tensor(1.0))
+            optim.clip_and_step(theirs, 0, failure, k + 1, torch.tensor(1.0))
+        optim.clip_and_step(ours, 0, failure, k + 1, torch.tensor(1.0))
     torch.testing.assert_close(pair.bias, alone.bias)
     assert not torch.equal(pair.weight, alone.weight)
 
@@ -80,12 +80,12 @@ def test_a_weight_may_have_its_first_gradient_later(optimizer, beta1):
 def test_no_step_from_the_first_bad_gradient_on(optimizer, value):
     weight, optimizer, failure = make(optimizer)
     weight.grad = torch.ones(6)
-    trainer.update(optimizer, 1.0, failure, 1, torch.tensor(0.5))
+    optim.clip_and_step(optimizer, 1.0, failure, 1, torch.tensor(0.5))
     before = weight.detach().clone()
     for step, (gradient, loss) in enumerate([(value, 7.0), (1.0, 8.0), (value, 9.0)], 2):
         weight.grad = torch.ones(6)
         weight.grad[2] = gradient
-        trainer.update(optimizer, 1.0, failure, step, torch.tensor(loss))
+        optim.clip_and_step(optimizer, 1.0, failure, step, torch.tensor(loss))
         assert torch.equal(weight, before)
     assert failure.tolist() == [2, 7], "the first one is named"
 
@@ -99,7 +99,7 @@ def test_moving_average():
         with torch.no_grad():
             for name, value in values.items():
                 getattr(model, name).fill_(value)
-        trainer.follow(average, model, 0.7, step)
+        optim.update_ema(average, model, 0.7, step)
         decay = min(0.7, (1 + step) / (10 + step))
         expected = {name: decay * expected[name] + (1 - decay) * value for name, value in values.items()}
         for name, value in expected.items():
@@ -108,19 +108,20 @@ def test_moving_average():
 
 
 def test_learning_rate_of_a_step():
-    args = argparse.Namespace(lr=0.1, lr_milestones=[2], lr_gamma=0.5, lr_cosine=False, niter=4)
-    assert [trainer.learning_rate(args, epoch, 3, 5) for epoch in range(4)] == pytest.approx([0.1, 0.1, 0.05, 0.05])
-    args.lr_cosine = True
-    assert trainer.learning_rate(args, 0, 0, 5) == pytest.approx(0.1)
-    assert trainer.learning_rate(args, 1, 0, 5) == pytest.approx(0.1 * 0.853553)
-    assert trainer.learning_rate(args, 2, 0, 5) == pytest.approx(0.05 * 0.5)
+    flags = "--lr 0.1 --lr_milestones 2 --lr_gamma 0.5 --niter 4".split()
+    parse = lambda *more: options.parse_training(options.training_parser(""), [*flags, *more])
+    lr = lambda epoch, step, *more: schedules.of_step(parse(*more), epoch, step, 5).lr
+    assert [lr(epoch, 3) for epoch in range(4)] == pytest.approx([0.1, 0.1, 0.05, 0.05])
+    assert lr(0, 0, "--lr_cosine") == pytest.approx(0.1)
+    assert lr(1, 0, "--lr_cosine") == pytest.approx(0.1 * 0.853553)
+    assert lr(2, 0, "--lr_cosine") == pytest.approx(0.05 * 0.5)
 
 
 def test_code_hash_is_that_of_the_code(monkeypatch):
-    before = trainer.code_hash()
+    before = runlog.code_hash()
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "svg.py"))
-    assert trainer.code_hash() != before
+    assert runlog.code_hash() != before
 
 
 def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
@@ -143,7 +144,7 @@ def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
         flags += [*TINY, "--tfr_start_decay_epoch", "0", "--tfr_end_decay_epoch", "1", *more]
         args = options.parse_training(options.training_parser("test"), flags)
         train_set, val_set = open_splits(args)
-        model = lambda: SVG(train_set.cond_dim, "learned", **options.svg_options(args))
+        model = lambda: SVG(train_set.cond_dim, "learned", **options.model_options(SVG, args))
         assert trainer.fit(model, train_set, val_set, args) == 0
         losses.append([float(row["loss"]) for row in csv.DictReader(open(f"{args.log_dir}/log.csv"))])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

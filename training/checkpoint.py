@@ -1,6 +1,10 @@
-"""Checkpoints: tensors and plain values only, written whole, read without running code."""
+"""Checkpoints: tensors and plain values only, written whole, read without running code, judged before they are used."""
 
+import argparse
+import contextlib
 import os
+import pickle
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -8,7 +12,11 @@ from pathlib import Path
 import torch
 
 from models import build
+from training import distributed, schedules
 from utils import UserError, writing
+
+# What a run's state holds beside the weights: where it stands, the running sums of its epoch, and what it has been through.
+NEW_STATE = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": [], "bad_clips": [], "commands": []}
 
 
 def save_checkpoint(path, checkpoint):
@@ -22,7 +30,6 @@ def save_checkpoint(path, checkpoint):
         os.fsync(file.fileno())
 
 
-
 def load_checkpoint(path, *parts):
     """Read a checkpoint of this project: tensors and plain values only, so that loading cannot run code.
 
@@ -31,27 +38,13 @@ def load_checkpoint(path, *parts):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a last.pt or best.pt")
-    pickled = UserError(
-        f"{path}: holds pickled objects, which could run code, and is not loaded; if you trust its author, load it where"
-        " nothing can be harmed, with the code that wrote it, and torch.save each module's state_dict()"
-    )
+    check_archive(path)
     try:
-        if not zipfile.is_zipfile(path):
-            with open(path, "rb") as file:
-                head = file.read(2)
-            if head[:1] == b"\x80" and head[1:] <= b"\x05":  # how a pickle begins; torch before 1.6 wrote these
-                raise pickled
-            raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load ignores the checksums
-                raise ValueError
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
     except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise pickled from None
+        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error) or "Unsupported" in str(error):
+            raise holds_objects(path) from None
         raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
     wanted = ("model", "state_dict", "args", *parts)
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in wanted):
@@ -61,19 +54,149 @@ def load_checkpoint(path, *parts):
     return checkpoint
 
 
+def check_archive(path):
+    """Refuse a file that is not the whole, uncompressed archive that torch.save writes."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                head = file.read(2)
+            if head[:1] == b"\x80" and head[1:] <= b"\x05":  # how a pickle begins; torch before 1.6 wrote these
+                raise holds_objects(path)
+            raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise UserError(f"{path}: compressed, which no checkpoint is, and may unpack to any size; use another copy")
+            if archive.testzip():  # torch.load ignores the checksums
+                raise ValueError
+    except UserError:
+        raise
+    except Exception:
+        raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
+
+
+def holds_objects(path):
+    """The error about a checkpoint that could run code."""
+    return UserError(
+        f"{path}: holds pickled objects, which could run code, and is not loaded; if you trust its author, load it where"
+        " nothing can be harmed, with the code that wrote it, and torch.save each module's state_dict()"
+    )
+
+
+@contextlib.contextmanager
+def explained(path, what):
+    """What a checkpoint's odd content raises, as one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: {what} ({str(error).splitlines()[0]}); was it written by another version?"
+        ) from None
+
 
 def load_model(path, device):
     """A checkpoint's model, on the device in eval mode, and the args it was trained with."""
     checkpoint = load_checkpoint(path)
-    try:
-        kinds = {"data_root": str, "cond": str, "n_future": int}
-        if any(type(checkpoint["args"][name]) is not kind for name, kind in kinds.items()):
-            raise TypeError("its args are of another kind")
+    args = checkpoint["args"]
+    with explained(path, "its model cannot be rebuilt"):
+        for name, kind in {"data_root": str, "cond": str, "n_future": int}.items():
+            if type(args[name]) is not kind:
+                raise TypeError(f"its args have {name} {args[name]!r}")
+        if args["n_future"] < 1:
+            raise ValueError(f"its args have n_future {args['n_future']}")
         model = build(checkpoint["model"])
         model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: its model cannot be rebuilt ({str(error).splitlines()[0]}); was it written by another version?"
-        ) from None
-    return model.to(device, memory_format=torch.channels_last).eval(), checkpoint["args"]
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise ValueError("weights or BatchNorm statistics are not finite")
+    return model.to(device, memory_format=torch.channels_last).eval(), args
 
+
+def plain(args):
+    """args as a dict of plain values."""
+    return {k: v for k, v in vars(args).items() if k not in ("resume", "resumed")}
+
+
+def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
+    """Load run/last.pt into the model, its average and the optimiser; returns the run's state. For `rank` 0 warnings are printed."""
+    path = run / "last.pt"
+    checkpoint = load_checkpoint(path, "optimizer", "state")
+    if checkpoint["args"] != args.resumed:
+        raise UserError(f"--resume {run}: another process wrote {path} in the meantime; run the command again")
+    refuse_changes(run, checkpoint["model"], model.config)
+    with explained(path, "cannot be resumed"):
+        state = check_state(checkpoint["state"])
+        check_optimizer(optimizer, checkpoint["optimizer"])
+        model.load_state_dict(checkpoint.get("training", checkpoint["state_dict"]))
+        eval_model.load_state_dict(checkpoint["state_dict"] if args.ema else model.state_dict())
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        old = argparse.Namespace(**vars(args) | checkpoint["args"])
+        if distributed.size() > 1:
+            state["bad_clips"] = []  # rank 0's alone were saved
+        frames = old.n_eval or old.n_past + old.n_future
+        changed = [f"--data_root {old.data_root} -> {args.data_root}"] * (old.data_root != args.data_root)
+        changed += [f"clips of {frames} -> {val_set.n_frames} frames"] * (frames != val_set.n_frames)
+        if changed:  # another scale
+            state["best_psnr"] = -1.0
+            warn(f"validation changes ({', '.join(changed)}): best.pt begins anew")
+        warn_of_stretch(old, args, state["epoch"], n_steps)
+    return state
+
+
+def warn(text):
+    """A line on stderr, from one process."""
+    if distributed.rank() == 0:
+        print(text, file=sys.stderr)
+
+
+def refuse_changes(run, old, new):
+    """A resumed run keeps its model: a difference is the user's error."""
+    for name in old.keys() | new.keys():
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"--resume {run}: its model has {name} {old.get(name)}, not {new.get(name)}; resume with the same command and flags, or start a new run"
+            )
+
+
+def check_state(state):
+    """The state of a run, its parts of the types and signs that they have; else a TypeError or ValueError."""
+    for key, value in NEW_STATE.items():
+        if type(state[key]) is not type(value):
+            raise TypeError(f"its {key} is {state[key]!r}"[:80])
+    if state["epoch"] < 0 or state["step"] < 0 or not state["seconds"] >= 0:
+        raise ValueError("its place in the training is negative")
+    numbers = [state["sums"], *state["history"]]
+    if not all(isinstance(row, dict) for row in numbers):
+        raise TypeError("its history has a row that is none")
+    if not all(isinstance(key, str) and (isinstance(v, (int, float)) or v == "") for row in numbers for key, v in row.items()):
+        raise TypeError("its history or its sums hold something that is no number")
+    if len({tuple(row) for row in state["history"]}) > 1 or len(state["history"]) != state["epoch"]:
+        raise ValueError("its history is not a row an epoch")
+    return state
+
+
+def check_optimizer(optimizer, saved):
+    """Refuse an optimiser's state for weights of other shapes: a fused optimiser would write beyond them."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = saved["param_groups"]
+    if [n for group in groups for n in group["params"]] != list(range(len(parameters))):
+        raise ValueError("its optimiser has other weights")
+    for mine, theirs in zip(optimizer.param_groups, groups, strict=True):
+        for key, value in mine.items():
+            if key != "params" and type(theirs[key]) is not type(value):
+                raise TypeError(f"its optimiser has {key} {theirs[key]!r}"[:80])
+    for k, entries in saved["state"].items():
+        for key, value in entries.items():
+            shape = () if key == "step" else parameters[k].shape
+            if value is not None and not (isinstance(value, torch.Tensor) and value.shape == shape and value.is_floating_point()):
+                raise ValueError(f"its optimiser's {key} has another shape than the weights")
+
+
+def warn_of_stretch(old, new, epoch, n_steps):
+    """Say what another --niter does to the schedules that span the run."""
+    if old.niter == new.niter:
+        return
+    describe = lambda args, t: "teacher forcing {1:.2f}, KL weight {0:.2f}, learning rate {2:.2g}".format(
+        *schedules.of_step(args, t, 0, n_steps)
+    )
+    now, before = describe(new, epoch), describe(old, min(epoch, old.niter - 1))
+    stretch = f"--niter {old.niter} -> {new.niter} stretches the schedules that end with the run"
+    warn(f"{stretch}: epoch {epoch + 1} has {now}; without it {before}")

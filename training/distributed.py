@@ -20,6 +20,8 @@ def join(device):
     """Meet the other processes that torchrun started, if it did; this one computes on `device`."""
     if "WORLD_SIZE" not in os.environ:
         return
+    if missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise UserError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}; start with torchrun, or unset it")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -51,7 +53,7 @@ def wrap(module, device):
     return DistributedDataParallel(module, find_unused_parameters=True)
 
 
-def average_(tensor):
+def all_reduce_mean(tensor):
     """The mean over ranks, in place."""
     if size() > 1:
         dist.all_reduce(tensor)
@@ -59,7 +61,7 @@ def average_(tensor):
     return tensor
 
 
-def greatest(number):
+def all_reduce_max(number):
     """The greatest of the ranks' integers, on every rank; waits for the hosts, not for the devices."""
     if size() == 1:
         return number
@@ -68,13 +70,20 @@ def greatest(number):
     return number.item()
 
 
-def gather(value):
+def all_gather(value):
     """The ranks' values (anything that pickles) in a list, on every rank."""
     values = [None] * size()
     if size() == 1:
         return [value]
     dist.all_gather_object(values, value)
     return values
+
+
+def broadcast_buffers(module):
+    """Rank 0's buffers on every rank: where BatchNorm's statistics are a rank's own, all evaluate the same model."""
+    if size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def leave():
@@ -99,10 +108,3 @@ def lost_ranks(run):
         raise UserError(
             f"another of the {size()} processes is gone, see its message; go on with --resume {run}"
         ) from None
-
-
-def synchronise_buffers(module):
-    """Rank 0's buffers on every rank: where BatchNorm's statistics are a rank's own, all judge the same model."""
-    if size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)

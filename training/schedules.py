@@ -1,6 +1,29 @@
 """How the KL weight, the teacher-forcing ratio and the learning rate change during training. Pure functions of progress."""
 
 import math
+from typing import NamedTuple
+
+
+class Scheduled(NamedTuple):
+    """The three numbers that change during a training."""
+
+    kl_weight: float
+    tfr: float
+    lr: float
+
+
+def of_step(args, epoch, step, n_steps):
+    """What a step of a training by `args` is told: annealing weight, teacher-forcing ratio, learning rate."""
+    t, total = epoch * n_steps + step, args.niter * n_steps
+    cycles = {"none": 0, "monotonic": 1, "cyclical": args.kl_anneal_cycle}[args.kl_anneal]
+    place = (epoch, args.niter) if args.kl_anneal_per == "epoch" else (t, total)
+    weight = kl_weight(*place, cycles, args.kl_anneal_ratio, args.kl_anneal_start) if cycles else 1.0
+    # By default teacher forcing ends between half of the training and its last epoch (of 3 or more).
+    start = args.niter // 2 if args.tfr_start_decay_epoch is None else args.tfr_start_decay_epoch
+    end = args.niter - 1 if args.tfr_end_decay_epoch is None else args.tfr_end_decay_epoch
+    tfr = teacher_forcing_ratio(epoch, args.tfr, start, end, args.tfr_decay_step, args.tfr_lower_bound)
+    lr = learning_rate(epoch, args.lr, args.lr_milestones, args.lr_gamma)
+    return Scheduled(weight, tfr, lr * cosine(t, total) if args.lr_cosine else lr)
 
 
 def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):

@@ -380,7 +380,7 @@ def get_parser():
     parser.add_argument("--n_samples", type=options.count, default=1, help="futures a clip")
     parser.add_argument("--n_show", type=options.count, default=4, help="clips in the GIF")
     parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
-    options.add_machine(parser)
+    options.add_machine(parser.group("machine"))
     return parser
 
 

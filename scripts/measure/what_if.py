@@ -57,7 +57,7 @@ def get_parser(description):
     parser.add_argument("--split", nargs="+", default=["test"], help="train, validate, test")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of each; 0: all")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
-    options.add_machine(parser)
+    options.add_machine(parser.group("machine"))
     return parser
 
 

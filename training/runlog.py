@@ -1,0 +1,143 @@
+"""What a run leaves behind beside its checkpoints: args.json, log.csv, curves.png, gen/, TensorBoard's events, printed lines."""
+
+import csv
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import visualize
+from training.checkpoint import plain
+from utils import UserError, write_json, writing
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
+LEFTOVER = re.compile(r"\.(last\.pt|best\.pt|args\.json|log\.csv|curves\.png|epoch_\d+\.\w+)\.\d+\.tmp\.\w+")
+
+
+class RunLog:
+    """Rank 0's files and lines about a run; on the other ranks it is quiet."""
+
+    def __init__(self, run, args, quiet, first_epoch=1):
+        self.run, self.args, self.quiet = run, args, quiet
+        self.board = open_tensorboard(run, first_epoch) if args.tensorboard and not quiet else None
+
+    def begin(self, model, commands, clips, **about):
+        """Remove what a killed process left half-written, write args.json, print one line about the run."""
+        if self.quiet:
+            return
+        for leftover in (*self.run.glob(".*"), *(self.run / "gen").glob(".*")):
+            if LEFTOVER.fullmatch(leftover.name):
+                leftover.unlink(missing_ok=True)
+        parameters = sum(p.numel() for p in model.parameters())
+        facts = {"commands": commands, "args": plain(self.args), "model": model.config, "parameters": parameters}
+        facts |= {"torch": torch.__version__, "commit": git_commit(), "code": code_hash()} | about
+        write_json(self.run / "args.json", facts)
+        where = f"{about['processes']} x {about['device'].split(':')[0]}, {about['precision']}"
+        print(f"{self.run}: {parameters / 1e6:.2f} M parameters, {' + '.join(map(str, clips))} clips, {where}", flush=True)
+
+    def bar(self, batches, epoch, first, n_batches):
+        """A progress bar over an epoch's batches."""
+        interval = 0.3 if sys.stderr.isatty() else 10
+        title = f"epoch {epoch + 1}/{self.args.niter}"
+        return tqdm(batches, title, n_batches, initial=first, leave=False, mininterval=interval, disable=self.quiet)
+
+    def write_history(self, history, data_name):
+        """log.csv and curves.png of all epochs."""
+        if self.quiet or not history:
+            return
+        with writing(self.run / "log.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, history[0])  # COLUMNS, and what else model.loss names
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
+        title = f"{self.run.name}: {data_name}, --cond {self.args.cond}"
+        beta = max(row["beta"] for row in history) if self.args.beta == "auto" else self.args.beta
+        drawn(visualize.plot_curves, self.run / "curves.png", history, beta, title)
+
+    def end_epoch(self, row):
+        """TensorBoard's events of an epoch, and its line."""
+        if self.board:
+            write_tensorboard(self.board, row, self.run / "gen" / f"epoch_{row['epoch']:04d}.gif")
+        self.print(describe(row, self.args.niter))
+
+    def show_clips(self, epoch, pictures, n_past):
+        """gen/epoch_NNNN.gif and .png of some validation clips; of long ones, frames evenly spread."""
+        if not self.quiet:
+            drawn(save_clips, self.run / "gen" / f"epoch_{epoch:04d}", pictures, n_past)
+
+    def print(self, text):
+        """A line on stdout."""
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def drawn(draw, path, *args):
+    """draw(path, *args); a picture that fails is a warning, as what it shows is saved already."""
+    try:
+        draw(path, *args)
+    except Exception as error:
+        print(f"warning: {path}: not drawn ({error})", file=sys.stderr)
+
+
+def save_clips(path, pictures, n_past):
+    """Write path.gif and path.png of clips {"truth", ..., "sample 1": frames (T, H, W, 3) uint8}."""
+    names = [f"clip {i}" for i in range(len(pictures))]
+    length = len(pictures[0]["truth"])
+    visualize.save_gif(f"{path}.gif", [visualize.thin(clip) for clip in pictures], n_past, names)
+    rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]
+    visualize.save_grid(f"{path}.png", rows, n_past, every=-(-length // 32))
+
+
+def describe(row, niter):
+    """One line about an epoch."""
+    text = f"epoch {row['epoch']}/{niter}  loss {row['loss']:.4f}  mse {row['mse']:.4f}  kld {row['kld']:.2f}"
+    if row["psnr"] != "":
+        text += f"  |  PSNR {row['psnr']:.2f} dB (copy-last {row['copy_last_psnr']:.2f})  SSIM {row['ssim']:.4f}"
+    return text + f"  |  w*beta {row['beta']:.2g}  tfr {row['tfr']:.2f}  {row['frames_per_second']:.0f} frames/s"
+
+
+def open_tensorboard(run, first_epoch):
+    """A SummaryWriter beside the other files of a run; what was written of first_epoch and later is dropped."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--tensorboard: TensorBoard is missing; pip install -r requirements-tensorboard.txt, or leave the flag out"
+        ) from None
+    return SummaryWriter(run, purge_step=first_epoch)
+
+
+def write_tensorboard(board, row, gif):
+    """A row of log.csv as scalars, and the epoch's GIF as it is, which add_video would encode once more with moviepy."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    for name, value in row.items():
+        if name != "epoch" and value != "":
+            board.add_scalar(name, value, row["epoch"])
+    if gif.exists():
+        with Image.open(gif) as picture:
+            size = dict(zip(("width", "height"), picture.size))
+        image = Summary.Image(encoded_image_string=gif.read_bytes(), colorspace=3, **size)
+        board.file_writer.add_summary(Summary(value=[Summary.Value(tag="validation clips", image=image)]), row["epoch"])
+    board.flush()
+
+
+def git_commit():
+    """The commit of the code, or None outside a checkout."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git
+        return None
+
+
+def code_hash():
+    """A name for the code that a training's numbers depend on: a run of edited code must not pass for a second seed."""
+    names = ["dataset.py", "loading.py", "recordings.py", "metrics.py", "options.py", "utils.py"]
+    files = [*sorted(ROOT.glob("models/*.py")), *sorted(ROOT.glob("training/*.py")), *(ROOT / name for name in names)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
