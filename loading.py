@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -84,6 +86,8 @@ def ignore_signals(_):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != multiprocessing.parent_process().pid:  # it was killed before that
+            os._exit(1)
 
 
 def guarded(loader):

@@ -162,7 +162,7 @@ def begin(destination, settings):
         made_of = old.pop("parts", None)
     except (OSError, ValueError, TypeError, AttributeError):
         old, made_of = "unreadable", None
-    if not path.exists() and any(destination.iterdir()):
+    if not path.exists() and any(not found.name.startswith(".") for found in destination.iterdir()):
         raise UserError(f"{destination}: holds something else; choose another destination")
     if old not in ({}, settings):
         raise UserError(f"{path}: begun with other settings ({old}); use them again or choose another destination")
