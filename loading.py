@@ -93,6 +93,7 @@ def ignore_signals(_):
 def guarded(loader):
     """The items of a DataLoader; a UserError if a worker dies, cannot start, or finds no room for its items."""
     try:
+        multiprocessing.Lock()  # fails in a full /dev/shm; torch's half-made iterator would complain once more on its own
         items = iter(loader)
         # torch would raise a worker's death wherever the main thread is just then, in a training step for instance.
         with contextlib.suppress(ValueError):  # not the main thread
