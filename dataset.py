@@ -47,8 +47,7 @@ class ClipDataset(Clips):
         self.root, self.split, self.n_frames, self.cond = Path(root), split, n_frames, cond
         if not self.root.is_dir():
             raise UserError(f"--data_root {root}: no such folder")
-        folder = self.root / split
-        if not folder.is_dir():
+        if not (folder := self.root / split).is_dir():
             raise UserError(f"{folder}: no such split; {self.root} must hold train, validate and test")
         self.clips = sorted((p for p in folder.glob("*/*") if p.is_dir()), key=natural_key)
         if not self.clips:
@@ -132,16 +131,15 @@ class PackedDataset(Clips):
         clips = clips.astype(np.int64)
         first = self.firsts[clips] + (shares * (self.lengths[clips] - self.n_frames + 1)).astype(np.int64)
         rows = torch.from_numpy(first[:, None] + np.arange(self.n_frames))
-        if self.cond.is_cuda:
-            rows = rows.pin_memory()  # a copy from other memory waits for all that the GPU has to do
-        rows = rows.to(self.cond.device, non_blocking=True)
         shape = (*rows.shape, SIZE, SIZE, 3)
         if self.device is None:
             frames = torch.empty(shape, dtype=torch.uint8)
             self.read(first, frames)
-        else:
-            frames = self.frames.index_select(0, rows.flatten()).view(shape)
-        return frames, self.cond[rows]
+            return frames, self.cond[rows]
+        if self.cond.is_cuda:
+            rows = rows.pin_memory()  # a copy from other memory waits for all that the GPU has to do
+        rows = rows.to(self.cond.device, non_blocking=True)
+        return self.frames.index_select(0, rows.flatten()).view(shape), self.cond[rows]
 
     def read(self, rows, out):
         """Fill out[b] with the frames from row rows[b] on. Read, not mapped: mapped pages would count as this process's memory."""

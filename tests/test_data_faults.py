@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from test_data_tools import command as run
 from test_data_tools import (
     contents,
     copy,
@@ -28,7 +29,6 @@ from test_data_tools import (
     refuses,
     splits,
 )
-from test_data_tools import command as run
 
 import dataset
 import utils
