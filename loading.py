@@ -200,7 +200,7 @@ def batches(loader, device, skip=None, refill=False):
     the batch's other clips, or else the data set's first good one, are repeated in its place: BatchNorm needs two clips, and a
     compiled network the same number.
     """
-    none_so_far = True
+    any_good, error = False, None
     for batch, errors in prefetch(loader, device):
         for error in errors:
             if skip is None:
@@ -215,10 +215,10 @@ def batches(loader, device, skip=None, refill=False):
         if refill and errors:
             again = torch.arange(n_wanted, device=device) % len(frames)
             frames, cond = frames[again], cond[again]
-        none_so_far = False
+        any_good = True
         yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
-    if none_so_far and errors:
-        raise errors[0]
+    if error and not any_good:
+        raise error
 
 
 def to_float(images):

@@ -300,6 +300,7 @@ def test_a_batch_without_a_good_clip(tiny_data, tmp_path):
     assert [len(frames) for frames, _ in load()] == [1, 1]
     for k in (1, 4):
         (data.clips[k] / "0.png").write_bytes(b"")
+    assert list(batches(make_loader(data, 0, CPU, batch_sampler=[]), CPU)) == [], "a resumed epoch that was at its end"
     for refill in (True, False):
         with pytest.raises(UserError, match="0.png: not a readable image"):
             load(refill=refill)
