@@ -1,6 +1,9 @@
 """From a data set to batches on the device: the order of the clips, workers, read-ahead."""
 
+import contextlib
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -8,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from dataset import PackedDataset
 from utils import UserError
@@ -53,9 +56,8 @@ class ClipSampler:
         return map(self.share, self.keys(self.epoch)[self.first :])
 
 
-
-class _Careful(Dataset):
-    """A data set whose errors travel as items: a worker process would wrap them in its traceback."""
+class ErrorsAsItems(Dataset):
+    """A data set that returns its UserErrors: a worker process would wrap one that is raised in its traceback."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -72,12 +74,10 @@ class _Careful(Dataset):
             return error
 
 
-
 def collate(items):
     """Items to (frames (B, T, H, W, 3) uint8, cond (B, T, D)), or None if there is no good one, and the errors among them."""
     good = [item for item in items if not isinstance(item, UserError)]
-    return torch.utils.data.default_collate(good) if good else None, [e for e in items if isinstance(e, UserError)]
-
+    return default_collate(good) if good else None, [e for e in items if isinstance(e, UserError)]
 
 
 def ignore_signals(_):
@@ -86,7 +86,26 @@ def ignore_signals(_):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != multiprocessing.parent_process().pid:  # it was killed before that
+            os._exit(1)
 
+
+def guarded(loader):
+    """The items of a DataLoader; a UserError if a worker dies, cannot start, or finds no room for its items."""
+    try:
+        multiprocessing.Lock()  # fails in a full /dev/shm; torch's half-made iterator would complain once more on its own
+        items = iter(loader)
+        # torch would raise a worker's death wherever the main thread is just then, in a training step for instance.
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield from items
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().split("\n")[-1][:200]
+        if not any(words in reason for words in ("worker", "memory", "No space")):
+            raise
+        raise UserError(
+            f"--num_workers: a process that reads clips failed ({reason}); free memory and /dev/shm, or lower the number"
+        ) from None
 
 
 class PackedLoader:
@@ -122,14 +141,13 @@ class PackedLoader:
                 yield ahead.popleft().result()
 
 
-
 def make_loader(dataset, num_workers, device, **kwargs):
     """A DataLoader over a ClipDataset, or its like over a PackedDataset; kwargs are batch_sampler or batch_size."""
     if isinstance(dataset, PackedDataset):
         on_disk = dataset.device is None
         return PackedLoader(dataset, num_workers * on_disk, on_disk and device.type == "cuda", **kwargs)
     return DataLoader(
-        _Careful(dataset),
+        ErrorsAsItems(dataset),
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
@@ -140,11 +158,10 @@ def make_loader(dataset, num_workers, device, **kwargs):
     )
 
 
-
-def upload(loader, device):
+def prefetch(loader, device):
     """The loader's items, tensors on the device; a GPU receives one while it computes on the one before."""
     if device.type != "cuda":
-        for batch, errors in loader:
+        for batch, errors in guarded(loader):
             yield batch and [x.to(device) for x in batch], errors
         return
     copying, ahead = torch.cuda.Stream(device), deque()
@@ -157,7 +174,7 @@ def upload(loader, device):
             x.record_stream(computing)  # else its memory would go to the copy after next too soon
         return batch, errors
 
-    for batch, errors in loader:
+    for batch, errors in guarded(loader):
         with torch.cuda.stream(copying):
             batch = batch and [x.to(device, non_blocking=True) for x in batch]
         ahead.append((batch, errors, copying.record_event()))
@@ -167,28 +184,43 @@ def upload(loader, device):
         yield next_in_line()
 
 
+def first_good(dataset, error):
+    """The first clip of a data set that can be read, as a batch of one; raises `error` where there is none."""
+    for i in range(len(dataset)):
+        batch, _ = collate([dataset[i]])
+        if batch:
+            return batch
+    raise error
+
 
 def batches(loader, device, skip=None, refill=False):
     """Batches on the device: frames (B, T, 3, H, W) float32 in [0, 1], channels last in memory, and cond (B, T, D).
 
-    A faulty clip is left out of its batch if skip(error) returns, and raised without `skip` or if nothing else is left. With
-    refill the batch's other clips are repeated in its place: BatchNorm needs two, and a compiled network the same number.
+    A faulty clip is raised without `skip` or if no clip is good, and left out of its batch if skip(error) returns. With refill
+    the batch's other clips, or else the data set's first good one, are repeated in its place: BatchNorm needs two clips, and a
+    compiled network the same number.
     """
-    for batch, errors in upload(loader, device):
-        if errors and (skip is None or batch is None):
-            raise errors[0]
+    any_good, error = False, None
+    for batch, errors in prefetch(loader, device):
         for error in errors:
+            if skip is None:
+                raise error
             skip(error)
+        n_wanted = len(errors) + (len(batch[0]) if batch else 0)
+        if refill and not batch:
+            batch = [x.to(device) for x in first_good(loader.dataset, errors[0])]
+        if not batch:
+            continue
         frames, cond = batch
-        if errors and refill:
-            n = len(frames)
-            again = torch.arange(n + len(errors), device=device) % n
+        if refill and errors:
+            again = torch.arange(n_wanted, device=device) % len(frames)
             frames, cond = frames[again], cond[again]
+        any_good = True
         yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
-
+    if error and not any_good:
+        raise error
 
 
 def to_float(images):
     """Images (..., H, W, 3) uint8 to (..., 3, H, W) float32 in [0, 1], channels last in memory."""
     return images.movedim(-1, -3).float().div_(255)
-

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from utils import UserError, read_image
+from utils import UserError, count_frames, read_image
 
 
 class PoseDataset(Dataset):
@@ -29,7 +29,7 @@ class PoseDataset(Dataset):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such split; {self.root} must hold train and val, for instance")
         images, labels = folder / f"{split}_img", folder / f"{split}_label"
-        n = max(sum(1 for _ in f.glob("*.png")) for f in (images, labels))
+        n = max(count_frames(images), count_frames(labels))
         if n == 0:
             raise UserError(f"{folder}: no recording; expected {images}/0.png and {labels}/0.png")
         self.frames = read_numbered(images, n)
@@ -42,9 +42,8 @@ class PoseDataset(Dataset):
         self.parts = []  # (first frame, length) of the item's recording, which part of it, of how many
         for first, end in zip([0, *cuts], [*cuts, n]):
             if end - first < n_frames:
-                raise UserError(
-                    f"{images}: the recording from frame {first} has {end - first} frames, {n_frames} wanted; lower --train_vi_len, --val_vi_len or --n_future"
-                )
+                found = f"the recording from frame {first} has {end - first} frames, {n_frames} wanted"
+                raise UserError(f"{images}: {found}; lower --train_vi_len, --val_vi_len or --n_future")
             k = (end - first) // n_frames
             self.parts += [(first, end - first, j, k) for j in range(k)]
         self.parts = self.parts[: n_clips or None]
@@ -75,26 +74,25 @@ class PoseDataset(Dataset):
         return self.frames[window], self.labels[window]
 
 
-
 def read_numbered(folder, n, size=None):
     """The images 0.png .. n-1.png of a folder, (n, H, W, 3) uint8, all of one size (H, W)."""
     if size is None:
         size = read_image(folder / "0.png", lambda w, h: min(w, h) >= 11, "frames must be 11x11 or larger").shape[:2]
     h, w = size
-    images = torch.empty((n, h, w, 3), dtype=torch.uint8)
+    try:
+        images = torch.empty((n, h, w, 3), dtype=torch.uint8)
+    except RuntimeError:
+        raise UserError(f"{folder}: {n} frames of {w}x{h} do not fit in memory; make them smaller or fewer") from None
+    fits, wanted = lambda *found: found == (w, h), f"{w}x{h} wanted, as the first frame has"
     for t in range(n):
-        image = read_image(
-            folder / f"{t}.png", lambda *found: found == (w, h), f"{w}x{h} wanted, as the first frame has"
-        )
-        images[t] = torch.from_numpy(image)
+        images[t] = torch.from_numpy(read_image(folder / f"{t}.png", fits, wanted))
     return images
-
 
 
 def read_cuts(path):
     """The frame numbers of a cuts.txt, separated by commas or white space; none where there is no such file."""
     try:
-        cuts = [int(word) for word in path.read_text().replace(",", " ").split()]
+        cuts = [int(word) for word in path.read_text(encoding="utf-8-sig").replace(",", " ").split()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
@@ -102,4 +100,3 @@ def read_cuts(path):
     if cuts != sorted(set(cuts)) or min(cuts, default=1) < 1:
         raise UserError(f"{path}: not a list of increasing frame numbers (630, 1260); mend or remove it")
     return cuts
-

@@ -1,7 +1,8 @@
-"""What every command needs: user errors, seeding, device and precision, files written whole, checkpoints."""
+"""The ground floor: user errors, seeding, device and precision, files written whole, frames and tables read with checks."""
 
 import contextlib
 import ctypes
+import fcntl
 import io
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def run_command(main):
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started the command; what prints would fail
             setattr(sys, name, open(os.devnull, "w"))
+    with contextlib.suppress(AttributeError):  # another object in its place
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     try:
         status = main()
         sys.stdout.flush()
@@ -44,7 +48,7 @@ def run_command(main):
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        # Workers that read clips ignore SIGTERM (dataset.py), and Python would wait for them.
+        # Workers that read clips ignore SIGTERM (loading.py), and Python would wait for them.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -99,7 +103,7 @@ def choose_precision(name, device):
         fast = (
             device.type == "cpu"
             and cpuinfo.exists()
-            and any(f in cpuinfo.read_text() for f in ("avx512_bf16", "amx_bf16"))
+            and any(f in cpuinfo.read_text(encoding="utf-8") for f in ("avx512_bf16", "amx_bf16"))
         )
     return torch.bfloat16 if fast else torch.float32
 
@@ -135,14 +139,45 @@ def make_folder(path):
         raise UserError(f"{path}: cannot be made a folder ({error.strerror}); choose another") from None
 
 
+@contextlib.contextmanager
+def locked(folder, seconds=3):
+    """Hold a folder, made if missing, against other processes; the lock ends with its process, however that ends."""
+    make_folder(folder)
+    held, until = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:  # more than the workers of a killed process take to end
+                    raise UserError(
+                        f"{folder}: another process writes there; wait for its end, or choose another folder"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(held)
+
+
 def write_json(path, value):
     """Write a JSON file, whole or not at all."""
     with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def count_frames(folder):
+    """The number of a folder's frames 0.png, 1.png, ...; other names do not count, as `._0.png`, which macOS leaves."""
+    return sum(path.stem.isdecimal() for path in folder.glob("*.png"))
 
 
 def read_image(path, fits, wanted):
-    """An image (H, W, 3) uint8 whose size passes fits(width, height), which is asked before any pixel is decoded."""
+    """An image (H, W, 3) uint8, on white where it is transparent.
+
+    Its size must pass fits(width, height), which is asked before any pixel is decoded; `wanted` says what would.
+    """
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
@@ -151,6 +186,9 @@ def read_image(path, fits, wanted):
             image.verify()  # checksums, which decoding a PNG ignores
         with Image.open(io.BytesIO(data)) as image:
             if fits(width, height) and not deep:
+                if image.has_transparency_data:
+                    white = Image.new("RGBA", image.size, "white")
+                    image = Image.alpha_composite(white, image.convert("RGBA"))
                 return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing frame; restore the file or remove its clip") from None
@@ -161,12 +199,11 @@ def read_image(path, fits, wanted):
     raise UserError(f"{path}: {width}x{height} pixels; {wanted}")
 
 
-
 def read_csv(path, n_rows):
     """A numeric CSV without header, (rows, columns) float32, of at least n_rows rows."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            rows = np.loadtxt(path, np.float32, comments=None, delimiter=",", ndmin=2)
+            rows = np.loadtxt(path, np.float32, comments=None, delimiter=",", ndmin=2, encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; restore it, or train with a --cond that does not need it") from None
     except (OSError, ValueError):
@@ -175,7 +212,6 @@ def read_csv(path, n_rows):
         raise UserError(f"{path}: {len(rows)} rows, {n_rows} wanted; one row a frame")
     require_finite(path, rows, "mend or remove the clip")
     return rows
-
 
 
 def require_finite(path, rows, remedy):

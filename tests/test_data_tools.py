@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 import dataset
 import loading
 import options
-from scripts.data import convert_bair, pack_dataset
-from utils import UserError
+from scripts.data import convert_bair, pack_dataset, tfrecord
+from utils import UserError, locked
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -58,6 +58,11 @@ def refuses(monkeypatch, module, message, *words):
 def contents(folder):
     """{relative path: bytes} of a folder's files."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def splits(root):
+    """The same of a data set, without the settings that made it."""
+    return {name: data for name, data in contents(root).items() if name != "settings.json"}
 
 
 # --- a data set in the folder layout
@@ -336,7 +341,7 @@ def test_checksum():
     rng = np.random.default_rng(0)
     for n in [*range(4, 40), 1001, 4096]:
         data = rng.bytes(n)
-        assert convert_bair.masked_crc(data).to_bytes(4, "little") == masked(data)
+        assert tfrecord.masked_crc(data).to_bytes(4, "little") == masked(data)
 
 
 def test_splits_and_formats(tfrecords, converted, tmp_path):
@@ -358,12 +363,12 @@ def test_splits_and_formats(tfrecords, converted, tmp_path):
 
 def test_camera(tfrecords, converted, tmp_path):
     path = tfrecords / "softmotion30_44k" / "test" / "traj_0_to_1.tfrecords"
-    record = next(convert_bair.read_records(path))
+    record = next(tfrecord.read_records(path))
     for camera in ("main", "aux1"):
         key = f"1/image_{camera}/encoded".encode()
         start = record.index(key) + len(key) + 9  # tag and length of three messages around 12288 bytes
         raw = np.frombuffer(record, np.uint8, 64 * 64 * 3, start).reshape(64, 64, 3)
-        assert np.array_equal(convert_bair.parse(record, camera)["frames"][1], raw)
+        assert np.array_equal(tfrecord.parse(record, camera)["frames"][1], raw)
     assert np.array_equal(np.load(converted / "test" / "frames.npy")[1], raw)  # aux1 is the default
 
 
@@ -421,12 +426,15 @@ def test_bad_records(tfrecords, converted, tmp_path):
 
     damaged = files[0].read_bytes()
     copy(tfrecords, source)
+    good = files[0].read_bytes()
     files[0].write_bytes(damaged)
     again = ("-m", "scripts.data.convert_bair", source, tmp_path / "again", "--validate", 4)
     one_line(command(*again), f"{files[0]} record 1")
-    copy(tfrecords, source)
-    files[1].write_bytes(b"")  # was good and is done: it is not read again
-    assert command(*again).returncode == 0 and contents(tmp_path / "again") == contents(converted)
+    files[0].write_bytes(good)
+    time_of = files[1].stat()
+    damage(files[1], lambda data: flip(data, 5000))  # was good and is done: it is not read again
+    os.utime(files[1], ns=(time_of.st_atime_ns, time_of.st_mtime_ns))
+    assert command(*again).returncode == 0 and splits(tmp_path / "again") == splits(converted)
 
 
 def test_what_convert_refuses(tfrecords, converted, folders, tmp_path, monkeypatch):
@@ -461,7 +469,7 @@ def test_killed_conversions_end_the_same(tfrecords, converted, tmp_path, form):
     flags = ("--validate", 4, "--num_workers", 2, "--format", form)
     assert kill_and_convert(tfrecords, tmp_path / "new", 1, 0.1, *flags)
     if form == "packed":
-        assert contents(tmp_path / "new") == contents(converted)
+        assert contents(tmp_path / "new") == contents(converted)  # settings included, which name the source's files
     else:
         pack_dataset.pack(tmp_path / "new", "train", tmp_path / "packed", 0)
         assert contents(tmp_path / "packed" / "train") == contents(converted / "train")
@@ -567,8 +575,10 @@ def test_download(server, tfrecords, tmp_path):
     assert result.returncode == 0, result.stderr
     assert server.requests == [0, 100_000]  # it went on where it stopped
     assert contents(folder / "softmotion30_44k") == contents(tfrecords / "softmotion30_44k")
-    assert "train: 4 files" in result.stdout and "convert_bair.py" in result.stdout
+    assert "train: 4 files" in result.stdout and "scripts.data.convert_bair" in result.stdout
     assert "nothing to do" in download().stdout and len(server.requests) == 2
+    with locked(tmp_path / "other"):
+        one_line(command("scripts/data/download_bair.sh", tmp_path / "other", env=server.env), "another download writes there")
 
 
 def test_download_faults(server, tmp_path):

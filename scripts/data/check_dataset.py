@@ -9,9 +9,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from dataset import check_size, is_packed, read_array, read_clips, read_index, read_png, read_strip
+from dataset import check_size, is_clip_name, is_packed, read_array, read_clips, read_index, read_pngs, read_strip
 from options import Parser, natural
-from scripts.data.pack_dataset import CSV_FILES, SPLITS, in_workers
+from scripts.data.pack_dataset import SPLITS, csv_files_of, in_workers
 from utils import UserError, read_csv, run_command
 
 
@@ -23,45 +23,70 @@ def attempt(faults, function, *args):
         faults.append(str(error))
 
 
+def check_pngs(clip, faults):
+    """The number of a clip's PNG frames, its faults put among the others; hidden files are none of its frames."""
+    names = {path.stem for path in clip.glob("[!.]*.png")}
+    numbers = {int(name) for name in names if name.isdecimal() and len(name) < 6 and name == str(int(name))}
+    others = sorted(names - set(map(str, numbers)))
+    faults += [f"{clip / name}.png: not the number of a frame; remove it" for name in others]
+    n_frames = max(numbers, default=-1) + 1
+    if not n_frames:
+        faults.append(f"{clip}: holds no frames; remove it")
+    for t in range(n_frames):
+        attempt(faults, read_pngs, clip, [t])
+    return n_frames
+
+
 def check_clip(clip, csv_files, n_columns):
     """The faults of a clip in the folder layout, whose CSV files should have n_columns."""
     faults = []
+    if not is_clip_name(f"{clip.parent.name}/{clip.name}"):
+        faults.append(f"{str(clip)!r}: not a name on one line; rename it")
     if (clip / "frames.webp").exists():
-        strip = attempt(faults, read_strip, clip / "frames.webp")
+        strip = attempt(faults, read_strip, clip)
         n_frames = 0 if strip is None else len(strip)
     else:
-        names = {path.stem for path in clip.glob("*.png")}
-        numbers = {int(name) for name in names if name.isdecimal() and name == str(int(name))}
-        faults += [
-            f"{clip / name}.png: not the number of a frame; remove it"
-            for name in sorted(names - set(map(str, numbers)))
-        ]
-        n_frames = max(numbers, default=-1) + 1
-        if not n_frames:
-            faults.append(f"{clip}: holds no frames; remove it")
-        for t in range(n_frames):
-            attempt(faults, read_png, clip / f"{t}.png")
-    for name, columns in zip(csv_files, n_columns):
+        n_frames = check_pngs(clip, faults)
+    for name, wanted in zip(csv_files, n_columns):
         rows = attempt(faults, read_csv, clip / name, n_frames)
-        if rows is not None and columns not in (None, rows.shape[1]):
-            faults.append(
-                f"{clip / name}: {rows.shape[1]} columns, {columns} in the first clip; mend or remove the clip"
-            )
+        if rows is not None and wanted not in (None, found := rows.shape[1]):
+            faults.append(f"{clip / name}: {found} columns, {wanted} in the first clip; mend or remove the clip")
     return faults
 
 
-def check_folders(root, split, num_workers):
+def check_folders(folder, num_workers):
     """The faults of a split in the folder layout."""
-    clips = sorted(path for path in (root / split).glob("*/*") if path.is_dir())
+    clips = sorted(path for path in folder.glob("*/*") if path.is_dir())
     if not clips:
-        return [f"{root / split}: no clips; expected GROUP/CLIP/0.png or frames.webp"]
-    csv_files = [name for name in CSV_FILES if any((clip / name).exists() for clip in clips)]
-    columns = []
+        return [f"{folder}: no clips; expected GROUP/CLIP/0.png or frames.webp"]
+    csv_files, columns = csv_files_of(clips), []
     for name in csv_files:
         first = attempt([], read_csv, next(clip / name for clip in clips if (clip / name).exists()), 0)
         columns.append(None if first is None else first.shape[1])
     check = partial(check_clip, csv_files=csv_files, n_columns=columns)
-    return sum(in_workers(check, clips, num_workers, f"checking {split}", "clips"), [])
+    return sum(in_workers(check, clips, num_workers, f"checking {folder.name}", "clips"), [])
+
+
+def check_packed(folder, num_workers):
+    """The faults of a packed split."""
+    faults = []
+    index = attempt(faults, read_index, folder)
+    if index is None:
+        return faults
+    paths = [folder / name for name in index["files"]]
+    check = partial(check_packed_file, files=index["files"])
+    return sum(in_workers(check, paths, min(num_workers, len(paths)), f"checking {folder.name}", "files"), [])
+
+
+def check_packed_file(path, files):
+    """The faults of one file of a packed split: the first, or none."""
+    faults = []
+    attempt(faults, check_file, path, files[path.name])
+    if not faults and path.name == "clips.csv":
+        attempt(faults, read_clips, path, files["frames.npy"]["shape"][0])
+    elif not faults and path.name != "frames.npy":
+        attempt(faults, read_array, path, files)
+    return faults
 
 
 def check_file(path, expected):
@@ -72,46 +97,19 @@ def check_file(path, expected):
             raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
 
 
-def check_packed(root, split, num_workers):
-    """The faults of a packed split."""
-    faults, folder = [], root / split
-    index = attempt(faults, read_index, folder)
-    if index is None:
-        return faults
-    files = index["files"]
-    paths = [folder / name for name in files]
-    check = partial(check_packed_file, folder=folder, files=files)
-    return faults + sum(in_workers(check, paths, min(num_workers, len(paths)), f"checking {split}", "files"), [])
-
-
-def check_packed_file(path, folder, files):
-    """The faults of one file of a packed split."""
-    faults = []
-    attempt(faults, check_file, path, files[path.name])
-    if faults:
-        return faults  # one fault a file
-    n_frames = files["frames.npy"]["shape"][0]
-    if path.name == "clips.csv":
-        attempt(faults, read_clips, path, n_frames)
-    elif path.name != "frames.npy":
-        attempt(faults, read_array, path, files)
-    return faults
-
-
 def main():
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="ROOT", help="data set: a folder with train, validate or test")
     parser.add_argument("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args()
-    splits = [split for split in SPLITS if (args.root / split).is_dir()]
+    splits = [args.root / split for split in SPLITS if (args.root / split).is_dir()]
     if not splits:
         raise UserError(f"{args.root}: holds no folder train, validate or test; give the root of a data set")
     n_faults = 0
     for split in splits:
-        check = check_packed if is_packed(args.root / split) else check_folders
-        faults = check(args.root, split, args.num_workers)
+        faults = (check_packed if is_packed(split) else check_folders)(split, args.num_workers)
         n_faults += len(faults)
-        print("\n".join([*faults, f"{args.root / split}: {len(faults)} faults"]))
+        print("\n".join([*faults, f"{split}: {len(faults)} faults"]))
     if n_faults:
         raise UserError(f"{args.root}: {n_faults} faults, listed above; mend them before you train")
 

@@ -14,222 +14,173 @@ import json
 import os
 import shutil
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from dataset import SIZE, natural_key
+from dataset import natural_key
 from options import Parser, natural
 from scripts.data.pack_dataset import in_workers, write_clip, write_packed, writing_folder
-from utils import UserError, run_command, write_json
-
-N_ACTION, N_POSITION = 4, 3
-
-
-class BadRecord(Exception):
-    """What is wrong with a record."""
+from scripts.data.tfrecord import BadRecord, parse, read_records
+from utils import UserError, locked, run_command, write_json
 
 
-@cache
-def shift_tables(level):
-    """What 2^(level+1) bytes of zeros make of a CRC-32C register: tables (2, 65536) for its low and its high 16 bits."""
-    if level == 0:
-        low = np.arange(65536, dtype=np.uint32)
-        for _ in range(16):  # the polynomial 0x1EDC6F41, its bits reversed
-            low = low >> 1 ^ np.where(low & 1, np.uint32(0x82F63B78), np.uint32(0))
-        return np.stack([low, np.arange(65536, dtype=np.uint32)])
-    half = shift_tables(level - 1)
-    return np.stack([shift(half, table) for table in half])
+class Part(NamedTuple):
+    """Records first .. last - 1 of a file, which become clips of one split."""
 
+    split: str
+    file: Path
+    first: int = 0
+    last: int = sys.maxsize
 
-def shift(tables, crc):
-    return tables[0][crc & 0xFFFF] ^ tables[1][crc >> 16]
-
-
-def masked_crc(data):
-    """The CRC-32C of at least four bytes, as TFRecord files store it; neighbours are joined until one is left."""
-    odd = len(data) % 2
-    data = np.frombuffer(bytes(odd) + data, np.uint8).copy()  # zeros at the start change nothing
-    data[odd : odd + 4] ^= 0xFF
-    crc, level = shift_tables(0)[0][data.view("<u2")], 0
-    while len(crc) > 1:
-        if len(crc) % 2:
-            crc = np.append(np.uint32(0), crc)
-        crc = shift(shift_tables(level), crc[::2]) ^ crc[1::2]
-        level += 1
-    crc = int(crc[0]) ^ 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def read_records(path, check=True):
-    """Yield the records of a TFRecord file: bytes, or a BadRecord. Without check only their framing is read."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        while file.tell() < size:
-            header = file.read(12)
-            length = int.from_bytes(header[:8], "little")
-            if len(header) == 12 and masked_crc(header[:8]) != int.from_bytes(header[8:], "little"):
-                yield BadRecord("the checksum of its length is wrong; what follows cannot be read")
-                return
-            if len(header) < 12 or file.tell() + length + 4 > size:
-                yield BadRecord("the file ends inside it")
-                return
-            if not check:
-                yield file.seek(length + 4, os.SEEK_CUR)
-                continue
-            data = file.read(length)
-            good = length >= 4 and masked_crc(data) == int.from_bytes(file.read(4), "little")
-            yield data if good else BadRecord("its checksum is wrong")
-
-
-def fields(data):
-    """Yield (number, content) of the fields of a protocol buffer message; TFRecord examples use only these wire types."""
-    at = 0
-
-    def varint():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        tag = varint()
-        if tag & 7 not in (2, 5):
-            raise BadRecord(f"a field of wire type {tag & 7}")
-        length = varint() if tag & 7 == 2 else 4
-        if at + length > len(data):
-            raise BadRecord("a field that exceeds its message")
-        yield tag >> 3, data[at : at + length]
-        at += length
-
-
-def parse(record, camera):
-    """A tf.train.Example of BAIR: {"frames": (T, 64, 64, 3) uint8, "actions": (T, 4), "endeffector_positions": (T, 3) float32}."""
-    values = {}
-    try:
-        for _, features in fields(memoryview(record)):
-            for _, entry in fields(features):
-                entry = dict(fields(entry))  # 1: key, 2: Feature
-                for kind, content in fields(entry[2]):  # 1: bytes, 2: floats, packed into one field or one each
-                    values[bytes(entry[1]).decode()] = kind, b"".join(value for _, value in fields(content))
-    except (IndexError, KeyError, UnicodeDecodeError):
-        raise BadRecord("not a tf.train.Example") from None
-
-    def stack(key, kind, dtype, shape):
-        rows = []
-        for t in range(n_frames):
-            found, content = values.get(f"{t}/{key}", (None, b""))
-            if found != kind or len(content) != np.prod(shape) * np.dtype(dtype).itemsize:
-                raise BadRecord(f"{t}/{key} is missing or not {'x'.join(map(str, shape))} {np.dtype(dtype).name}")
-            rows.append(np.frombuffer(content, dtype).reshape(shape))
-        return np.stack(rows)
-
-    n_frames = max(1, sum(key.endswith("/action") for key in values))
-    clip = {
-        "frames": stack(f"image_{camera}/encoded", 1, np.uint8, (SIZE, SIZE, 3)),
-        "actions": stack("action", 2, "<f4", (N_ACTION,)),
-        "endeffector_positions": stack("endeffector_pos", 2, "<f4", (N_POSITION,)),
-    }
-    for key in ("actions", "endeffector_positions"):
-        if not np.isfinite(clip[key]).all():
-            raise BadRecord(f"its {key} are not all finite")
-    return clip
-
-
-def convert_part(part, camera, form, skip_bad):
-    """Convert records first .. last of a file to a temporary file or folder beside `target`; returns it and the faults.
-
-    Only the main process gives it its name: a worker may outlive a killed run and meet the next one's.
-    """
-    file, first, last, target = part
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    numbers, clips, faults, number = [], [], [], -1
-    try:
-        temporary.mkdir(parents=True)
-        for number, record in enumerate(read_records(file)):
-            if not first <= number < last:
-                continue
-            try:
-                if isinstance(record, BadRecord):
-                    raise record
-                clip = parse(record, camera)
-            except BadRecord as error:
-                faults.append(f"{file} record {number}: {error}")
-                continue
-            numbers.append(number)
-            if form == "folders":
-                write_clip(temporary / str(number), clip)
-            else:
-                clips.append(clip)
-        if number < 0:
-            faults.append(f"{file}: holds no records")
-        if form == "packed" and clips and not (faults and not skip_bad):
-            lengths = [len(clip["frames"]) for clip in clips]
-            arrays = {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
-            for key, array in dict(arrays, numbers=numbers, lengths=lengths).items():
-                np.save(temporary / f"{key}.npy", array)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{file} -> {target}: {error.strerror or error}; free some space or mend SRC") from None
-    return temporary, target, faults
-
-
-def part_clips(parts):
-    """Yield (name, arrays) of the clips of packed parts, one part in memory at a time."""
-    for part in parts:
-        if not (part / "numbers.npy").exists():
-            continue  # all its records were bad
-        arrays = {path.stem: np.load(path) for path in sorted(part.glob("*.npy"))}
-        ends = np.cumsum(arrays.pop("lengths"))
-        for number, first, last in zip(arrays.pop("numbers"), [0, *ends], ends):
-            yield f"{part.name}/{number}", {key: array[first:last] for key, array in arrays.items()}
+    def key(self):
+        """A name that no other range has, nor another version of the file."""
+        stat = self.file.stat()
+        return f"{self.split}.{self.file.stem}.{self.first}-{self.last}.{stat.st_size}.{stat.st_mtime_ns}"
 
 
 def plan(source, n_validate):
-    """{split: [(file, first, last record, the file's name without ending)]}, files in the order of their numbers."""
+    """{split: its Parts}, files in the order of their numbers."""
     parts = {}
     for split in ("train", "test"):
-        files = sorted((source / split).glob("*.tfrecords"), key=natural_key)
-        parts[split] = [(file, 0, sys.maxsize, file.stem) for file in files]
+        files = sorted((source / split).glob("[!.]*.tfrecords"), key=natural_key)
+        parts[split] = [Part(split, file) for file in files]
     if not any(parts.values()):
         raise UserError(
             f"{source}: no train/*.tfrecords or test/*.tfrecords; give the folder that download_bair.sh filled"
         )
     train, validate = parts["train"], []
     while n_validate and train:
-        file, _, _, stem = train.pop()
+        file = train.pop().file
         n_records = sum(1 for _ in read_records(file, check=False))
         first = max(0, n_records - n_validate)
-        validate.insert(0, (file, first, sys.maxsize, stem))
+        validate.insert(0, Part("validate", file, first))
         n_validate -= n_records - first
         if first:
-            train.append((file, 0, first, stem))
+            train.append(Part("train", file, last=first))
     if validate and not train:
         raise UserError(f"--validate: {source}/train has no clips beyond those; give a smaller number")
     return {"train": train, "validate": validate, "test": parts["test"]}
 
 
-def remember(destination, settings):
-    """Write DST/settings.json, or refuse to go on with other settings than it holds."""
+def read_part(part, camera):
+    """Yield (record number, clip) of a part, a BadRecord in place of a clip that cannot be read."""
+    for number, record in enumerate(read_records(part.file)):
+        if part.first <= number < part.last:
+            try:
+                yield number, record if isinstance(record, BadRecord) else parse(record, camera)
+            except BadRecord as error:
+                yield number, error
+
+
+def convert_part(job, camera, form):
+    """Convert a part, job = (part, folder), to a temporary folder beside `folder`; returns the temporary one and the faults."""
+    part, folder = job
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    numbers, clips, faults = [], [], []
+    try:
+        temporary.mkdir(parents=True)
+        for number, clip in read_part(part, camera):
+            if isinstance(clip, BadRecord):
+                faults.append(f"{part.file} record {number}: {clip}")
+                continue
+            numbers.append(number)
+            if form == "folders":
+                write_clip(temporary / str(number), clip)
+            else:
+                clips.append(clip)
+        if not numbers and not faults:
+            faults.append(f"{part.file}: holds no records")
+        if clips:
+            arrays = {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
+            arrays |= {"numbers": numbers, "lengths": [len(clip["frames"]) for clip in clips]}
+            for key, array in arrays.items():
+                np.save(temporary / f"{key}.npy", array)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror or error
+        raise UserError(f"{part.file} -> {folder}: {reason}; free some space or mend SRC") from None
+    return temporary, faults
+
+
+def convert_parts(parts, work, args):
+    """Convert the parts that `work` does not hold already; returns {part: its folder}.
+
+    What was left out of one with bad records, the next run must name again: it is kept for this run only.
+    """
+    for stale in [*work.glob(".*.tmp"), *work.glob("*.bad")]:
+        shutil.rmtree(stale, ignore_errors=True)
+    folders = {part: work / part.key() for part in parts}
+    todo = [(part, folder) for part, folder in folders.items() if not folder.exists()]
+    convert = partial(convert_part, camera=args.camera, form=args.format)
+    faults = []
+    for (part, folder), (temporary, found) in zip(
+        todo, in_workers(convert, todo, args.num_workers, "converting", "files")
+    ):
+        faults += found
+        if found and not args.skip_bad:
+            shutil.rmtree(temporary)
+            continue
+        folders[part] = folder.with_name(f"{folder.name}.bad") if found else folder
+        os.replace(temporary, folders[part])
+    if faults and not args.skip_bad:
+        remedy = "fetch the files again and run this again, or leave them out with --skip_bad"
+        raise UserError(f"bad records: {', '.join(faults)}; {remedy}")
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    return folders
+
+
+def packed_clips(parts, folders):
+    """Yield (name, arrays) of the clips of packed parts, one part in memory at a time."""
+    for part in parts:
+        arrays = {path.stem: np.load(path) for path in sorted(folders[part].glob("*.npy"))}
+        if not arrays:
+            continue  # all its records were bad
+        ends = np.cumsum(arrays.pop("lengths"))
+        for number, first, last in zip(arrays.pop("numbers"), [0, *ends], ends):
+            yield f"{part.file.stem}/{number}", {key: array[first:last] for key, array in arrays.items()}
+
+
+def join(parts, folders, form, destination):
+    """Make one split of its parts."""
+    destination.mkdir()
+    if form == "packed":
+        write_packed(destination, packed_clips(parts, folders))
+    else:
+        for part in parts:
+            os.replace(folders[part], destination / part.file.stem)
+
+
+def begin(destination, settings):
+    """Write DST/settings.json, or refuse to go on with other settings than it holds; returns the parts DST was made of, if it was."""
     path = destination / "settings.json"
     try:
-        old = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError):
-        old = "unreadable"
-    if old is None and destination.is_dir() and any(destination.iterdir()):
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        made_of = old.pop("parts", None)
+    except (OSError, ValueError, TypeError, AttributeError):
+        old, made_of = "unreadable", None
+    if not path.exists() and any(not found.name.startswith(".") for found in destination.iterdir()):
         raise UserError(f"{destination}: holds something else; choose another destination")
-    if old not in (None, settings):
+    if old not in ({}, settings):
         raise UserError(f"{path}: begun with other settings ({old}); use them again or choose another destination")
-    write_json(path, settings)
+    if not old:
+        write_json(path, settings)
+    return made_of
 
 
-def get_parser():
+def publish(ready, destination):
+    """Move the finished splits from the folder where all of them lie ready."""
+    for path in sorted(ready.iterdir(), key=lambda path: path.name == "settings.json"):
+        os.replace(path, destination / path.name)
+        print(f"wrote {destination / path.name}")
+    shutil.rmtree(destination / ".parts", ignore_errors=True)
+    ready.rmdir()
+
+
+def main():
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="folder with softmotion30_44k, or with its train and test")
@@ -239,48 +190,28 @@ def get_parser():
     add("--validate", type=natural, default=256, metavar="N", help="training clips to validate on (default: 256)")
     add("--skip_bad", action="store_true", help="leave bad records out instead of stopping at the end")
     add("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
-    return parser
-
-
-def main():
-    args = get_parser().parse_args()
-    inner = args.source / "softmotion30_44k"
+    args = parser.parse_args()
+    inner, destination = args.source / "softmotion30_44k", args.destination
     splits = plan(inner if inner.is_dir() else args.source, args.validate)
-    remember(args.destination, {"format": args.format, "camera": args.camera, "validate": args.validate})
-    work = args.destination / ".parts"
-    for stale in work.glob("*/.*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
-
-    todo = []
-    for split, parts in splits.items():
-        if not (args.destination / split).exists():
-            targets = [(file, first, last, work / split / stem) for file, first, last, stem in parts]
-            todo += [part for part in targets if not part[-1].exists()]
-    faults = []
-    convert = partial(convert_part, camera=args.camera, form=args.format, skip_bad=args.skip_bad)
-    for temporary, target, found in in_workers(convert, todo, args.num_workers, "converting", "files"):
-        faults += found
-        if found and not args.skip_bad:
-            shutil.rmtree(temporary)
-        else:
-            os.replace(temporary, target)
-    if faults and not args.skip_bad:
-        raise UserError(
-            f"bad records: {', '.join(faults)}; fetch the files again and run this again, or leave them out with --skip_bad"
-        )
-    for fault in faults:
-        print(f"left out: {fault}", file=sys.stderr)
-    for split, parts in splits.items():
-        folder = args.destination / split
-        if parts and not folder.exists():
-            if args.format == "folders":
-                os.replace(work / split, folder)
-            else:
-                with writing_folder(folder) as temporary:
-                    write_packed(temporary, part_clips([work / split / stem for *_, stem in parts]))
-            print(f"wrote {folder}")
-    shutil.rmtree(work, ignore_errors=True)
-    print(f"{args.destination} is ready: --data_root {args.destination}")
+    splits = {split: parts for split, parts in splits.items() if parts}
+    parts = [part for split in splits.values() for part in split]
+    settings = {"format": args.format, "camera": args.camera, "validate": args.validate}
+    ready, keys = destination / ".ready", [part.key() for part in parts]
+    with locked(destination):
+        made_of = begin(destination, settings)
+        if made_of is None and not ready.exists():
+            folders = convert_parts(parts, destination / ".parts", args)
+            # All splits or none: between two runs a file may be replaced, which moves the border of train and validate.
+            with writing_folder(ready) as temporary:
+                for split, of_split in splits.items():
+                    join(of_split, folders, args.format, temporary / split)
+                write_json(temporary / "settings.json", settings | {"parts": keys})
+        if ready.exists():
+            publish(ready, destination)
+            made_of = begin(destination, settings)
+        if made_of != keys:
+            raise UserError(f"{destination}: made of other files than {args.source} holds now; choose another destination")
+    print(f"{destination} is ready: --data_root {destination}")
 
 
 if __name__ == "__main__":

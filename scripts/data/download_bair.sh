@@ -23,6 +23,10 @@ if [ -d "$dir/softmotion30_44k" ]; then
     exit 0
 fi
 mkdir -p "$dir" || die "$dir: cannot be made; choose another folder"
+if command -v flock > /dev/null; then # two downloads would write to one file
+    exec 9< "$dir"
+    flock -n 9 || die "$dir: another download writes there; wait for its end, or choose another folder"
+fi
 
 # Free disk first: what is left of the archive, and all of it again unpacked.
 here=$(size_of "$tar")

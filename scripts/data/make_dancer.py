@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from options import Parser, count, natural, number
-from utils import UserError, run_command
+from scripts.data.pack_dataset import writing_folder
+from utils import run_command
 
 SCALE = 8  # drawn so many times larger, then averaged
 
@@ -108,33 +109,29 @@ def write_split(folder, n_recordings, n_frames, seed, height=32, width=64):
             Image.fromarray(draw(pose, height, width, background)).save(images / f"{t}.png")
             Image.fromarray(draw(pose, height, width)).save(labels / f"{t}.png")
     if n_recordings > 1:
-        (folder / "cuts.txt").write_text("\n".join(str(k * n_frames) for k in range(1, n_recordings)) + "\n")
+        (folder / "cuts.txt").write_text("\n".join(str(k * n_frames) for k in range(1, n_recordings)) + "\n", encoding="utf-8")
 
 
 def get_parser():
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--train", type=count, default=8, help="training recordings (8)")
-    parser.add_argument("--val", type=count, default=1, help="validation recordings (1)")
-    parser.add_argument("--test", type=count, default=4, help="test recordings (4)")
-    parser.add_argument("--frames", type=count, default=240, help="frames a recording (240)")
-    parser.add_argument(
-        "--size", type=number(int, 11, 4096), nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)"
-    )
-    parser.add_argument("--seed", type=natural, default=0, help="of the dances (0)")
+    add, size = parser.add_argument, number(int, 11, 4096)
+    add("out", type=Path, help="folder to make")
+    add("--train", type=count, default=8, help="training recordings (8)")
+    add("--val", type=count, default=1, help="validation recordings (1)")
+    add("--test", type=count, default=4, help="test recordings (4)")
+    add("--frames", type=count, default=240, help="frames a recording (240)")
+    add("--size", type=size, nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)")
+    add("--seed", type=natural, default=0, help="of the dances (0)")
     return parser
 
 
 def main():
     args = get_parser().parse_args()
-    if args.out.exists():
-        raise UserError(f"{args.out}: exists already; choose another folder")
-    for k, split in enumerate(("train", "val", "test")):
-        write_split(args.out / split, getattr(args, split), args.frames, 3 * args.seed + k, *args.size)
-    n = args.train + args.val + args.test
-    print(
-        f"wrote {args.out}: {n} recordings of {args.frames} frames; train_pose.py --data_root {args.out} --val_vi_len {args.frames}"
-    )
+    with writing_folder(args.out) as temporary:
+        for k, split in enumerate(("train", "val", "test")):
+            write_split(temporary / split, getattr(args, split), args.frames, 3 * args.seed + k, *args.size)
+    print(f"wrote {args.out}: {args.train + args.val + args.test} recordings of {args.frames} frames;", end=" ")
+    print(f"train_pose.py --data_root {args.out} --val_vi_len {args.frames}")
 
 
 if __name__ == "__main__":

@@ -23,26 +23,26 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset import (
-    COND_FILES,
+    CSV_FILES,
     PACKED_VERSION,
     SIZE,
     ClipDataset,
     PackedDataset,
-    ignore_signals,
+    is_clip_name,
     is_packed,
     read_array,
     read_index,
-    read_png,
+    read_pngs,
     read_strip,
 )
+from loading import guarded, ignore_signals
 from options import Parser, natural
-from utils import UserError, read_csv, run_command, write_json
+from utils import UserError, count_frames, locked, read_csv, run_command, write_json
 
 SPLITS = ("train", "validate", "test")
-CSV_FILES = COND_FILES["action+position"]
 
 
-class _Jobs(Dataset):
+class Jobs(Dataset):
     """function(item) of every item; its UserError is a result, as a worker would wrap it in a traceback."""
 
     def __init__(self, function, items):
@@ -58,16 +58,16 @@ class _Jobs(Dataset):
             return error
 
 
-def _as_it_is(result):
+def unchanged(result):
     return result
 
 
 def in_workers(function, items, num_workers, task, unit):
     """Yield function(item) of every item, in order, under a progress bar. A DataLoader's workers end with their parent."""
-    jobs = DataLoader(
-        _Jobs(function, items), None, num_workers=num_workers, collate_fn=_as_it_is, worker_init_fn=ignore_signals
-    )
-    for result in tqdm(jobs, task, unit=f" {unit}", leave=False, mininterval=0.3 if sys.stderr.isatty() else 10):
+    jobs = Jobs(function, items)
+    jobs = DataLoader(jobs, None, num_workers=num_workers, collate_fn=unchanged, worker_init_fn=ignore_signals)
+    slow = 0.3 if sys.stderr.isatty() else 10
+    for result in tqdm(guarded(jobs), task, len(items), unit=f" {unit}", leave=False, mininterval=slow):
         if isinstance(result, UserError):
             raise result
         yield result
@@ -75,57 +75,59 @@ def in_workers(function, items, num_workers, task, unit):
 
 @contextlib.contextmanager
 def writing_folder(folder):
-    """Yield a temporary folder beside `folder` that becomes `folder` at the end, or disappears."""
+    """Yield a temporary folder beside `folder` that becomes `folder` at the end, or disappears.
+
+    Its name is always the same, so that a run cleans up after one that was killed; whoever writes holds the parent's lock.
+    """
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it or choose another destination")
-    temporary = folder.with_name(f".{folder.name}.tmp")  # one name, so that a run cleans up after one that was killed
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, folder)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another destination"
-        ) from None
+        reason = error.strerror or error
+        raise UserError(f"{folder}: cannot be written ({reason}); free some space or choose another destination") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_packed(folder, clips):
-    """Write the packed form of clips: pairs (name, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
+    """Write the packed form of clips: pairs (GROUP/CLIP, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
     names, lengths, rows, shapes = [], [], {}, {}
 
-    def header(file):  # numpy leaves room for any number of frames, so that it can be rewritten
+    def write_header(file):  # numpy leaves room for any number of frames, so that it can be rewritten
         shapes["frames.npy"] = [sum(lengths), SIZE, SIZE, 3]
         form = {"descr": "|u1", "fortran_order": False, "shape": tuple(shapes["frames.npy"])}
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, form)
 
     with open(folder / "frames.npy", "wb") as file:
-        header(file)
+        write_header(file)
         for name, arrays in clips:
+            if not is_clip_name(name):
+                raise UserError(f"{name!r}: not a name for a clip, GROUP/CLIP on one line; rename it")
             names.append(name)
             lengths.append(len(arrays["frames"]))
             file.write(np.ascontiguousarray(arrays.pop("frames")))
             for key, value in arrays.items():
-                first = rows.setdefault(key, [value])[0]
-                if first.shape[1] != value.shape[1]:
-                    raise UserError(
-                        f"{name}/{key}.csv: {value.shape[1]} columns, {first.shape[1]} in {names[0]}; mend it"
-                    )
-                if len(names) > 1:
-                    rows[key].append(value)
-        header(file)
+                rows.setdefault(key, []).append(value)
+                width, wanted = value.shape[1], rows[key][0].shape[1]
+                if width != wanted:
+                    raise UserError(f"{name}/{key}.csv: {width} columns, {wanted} in {names[0]}; mend it")
+        write_header(file)
     if not names:
         raise UserError(f"{folder}: no clips left to write; mend the source")
     for key, values in rows.items():
         values = np.concatenate(values)
         shapes[f"{key}.npy"] = list(values.shape)
         np.save(folder / f"{key}.npy", values)
-    (folder / "clips.csv").write_text("".join(f"{name},{length}\n" for name, length in zip(names, lengths)))
+    lines = "".join(f"{name},{length}\n" for name, length in zip(names, lengths))
+    (folder / "clips.csv").write_bytes(lines.encode(errors="surrogateescape"))
     files = {}
-    for name in ("frames.npy", *(f"{key}.npy" for key in rows), "clips.csv"):
+    for name in (*shapes, "clips.csv"):
         with open(folder / name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         shape = {"shape": shapes[name]} if name in shapes else {}
@@ -133,15 +135,21 @@ def write_packed(folder, clips):
     write_json(folder / "index.json", {"version": PACKED_VERSION, "clips": len(names), "files": files})
 
 
+def csv_files_of(clips):
+    """The condition files that a split has: one that any of its clips has, every clip must have."""
+    return [name for name in CSV_FILES if any((clip / name).exists() for clip in clips)]
+
+
 def read_clip(clip, csv_files):
     """All of a clip in the folder layout, as write_packed wants it."""
-    strip = clip / "frames.webp"
-    n_png = sum(1 for _ in clip.glob("*.png"))
-    if not strip.exists() and not n_png:
-        raise UserError(f"{clip}: holds no frames; remove it")
-    frames = read_strip(strip) if strip.exists() else np.stack([read_png(clip / f"{t}.png") for t in range(n_png)])
-    rows = {Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files}
-    return {"frames": frames} | rows
+    frames = read_strip(clip)
+    if frames is None:
+        if not (n_frames := count_frames(clip)):
+            raise UserError(f"{clip}: holds no frames; remove it")
+        frames = read_pngs(clip, range(n_frames))
+    return {"frames": frames} | {
+        Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files
+    }
 
 
 def write_clip(clip, arrays):
@@ -160,7 +168,7 @@ def pack(source, split, destination, num_workers):
     if is_packed(source / split):
         raise UserError(f"{source / split}: is packed already; --unpack writes the folder layout")
     clips = ClipDataset(source, split, 1, "none").clips
-    read = partial(read_clip, csv_files=[name for name in CSV_FILES if (clips[0] / name).exists()])
+    read = partial(read_clip, csv_files=csv_files_of(clips))
     with writing_folder(destination / split) as temporary:
         arrays = in_workers(read, clips, num_workers, f"packing {split}", "clips")
         names = (f"{clip.parent.name}/{clip.name}" for clip in clips)
@@ -170,13 +178,11 @@ def pack(source, split, destination, num_workers):
 
 def unpack_clip(i, dataset, rows, folder):
     """Write clip i of a packed data set below `folder`."""
-    first, length = int(dataset.firsts[i]), int(dataset.lengths[i])
+    first, length = dataset.firsts[i], dataset.lengths[i]
     frames = torch.empty((1, length, SIZE, SIZE, 3), dtype=torch.uint8)
     dataset.read(dataset.firsts[i : i + 1], frames)
-    write_clip(
-        folder / dataset.name(i),
-        {"frames": frames[0].numpy()} | {key: value[first : first + length] for key, value in rows.items()},
-    )
+    rows = {key: value[first : first + length] for key, value in rows.items()}
+    write_clip(folder / dataset.name(i), {"frames": frames[0].numpy()} | rows)
 
 
 def unpack(source, split, destination, num_workers):
@@ -194,25 +200,21 @@ def unpack(source, split, destination, num_workers):
     return len(dataset)
 
 
-def get_parser():
-    parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "source", type=Path, metavar="SRC", help="data set to read: a folder with train, validate or test"
-    )
-    parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
-    parser.add_argument("--unpack", action="store_true", help="SRC is packed; write the folder layout")
-    parser.add_argument("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
-    return parser
-
-
 def main():
-    args = get_parser().parse_args()
+    parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", type=Path, metavar="SRC", help="data set to read: a folder with train, validate or test")
+    add("destination", type=Path, metavar="DST", help="folder to write to")
+    add("--unpack", action="store_true", help="SRC is packed; write the folder layout")
+    add("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
+    args = parser.parse_args()
     splits = [split for split in SPLITS if (args.source / split).is_dir()]
     if not splits:
         raise UserError(f"{args.source}: holds no folder train, validate or test; give the root of a data set")
-    for split in splits:
-        n_clips = (unpack if args.unpack else pack)(args.source, split, args.destination, args.num_workers)
-        print(f"wrote {args.destination / split}: {n_clips} clips")
+    with locked(args.destination):
+        for split in splits:
+            n_clips = (unpack if args.unpack else pack)(args.source, split, args.destination, args.num_workers)
+            print(f"wrote {args.destination / split}: {n_clips} clips")
 
 
 if __name__ == "__main__":

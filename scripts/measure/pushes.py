@@ -9,7 +9,7 @@ import numpy as np
 import metrics
 from dataset import open_for
 from loading import batches, make_loader
-from scripts.data.make_pushing import HUES
+from scripts.data.simulator import HUES
 from scripts.measure.what_if import centroid, get_parser
 from training.checkpoint import load_model
 from utils import UserError, autocast, choose_machine, run_command
