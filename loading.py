@@ -82,8 +82,9 @@ def collate(items):
 
 def ignore_signals(_):
     """Ctrl-C and Slurm signal every process of a job; the main one decides when its workers end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != multiprocessing.parent_process().pid:  # it was killed before that
@@ -96,7 +97,7 @@ def guarded(loader):
         multiprocessing.Lock()  # fails in a full /dev/shm; torch's half-made iterator would complain once more on its own
         items = iter(loader)
         # torch would raise a worker's death wherever the main thread is just then, in a training step for instance.
-        with contextlib.suppress(ValueError):  # not the main thread
+        with contextlib.suppress(ValueError, AttributeError):  # not the main thread; Windows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         yield from items
     except (RuntimeError, OSError) as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import fcntl
 import io
 import json
 import multiprocessing
@@ -17,6 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+try:
+    import fcntl
+except ImportError:  # Windows, which then has no locks
+    fcntl = None
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
 
@@ -49,7 +53,8 @@ def run_command(main):
         sys.exit(130)
     finally:
         # Workers that read clips ignore SIGTERM (loading.py), and Python would wait for them.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
 
@@ -143,6 +148,9 @@ def make_folder(path):
 def locked(folder, seconds=3):
     """Hold a folder, made if missing, against other processes; the lock ends with its process, however that ends."""
     make_folder(folder)
+    if fcntl is None:
+        yield
+        return
     held, until = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
     try:
         while True:

@@ -16,7 +16,7 @@ from kill_test import outcome, same
 
 from dataset import ClipDataset
 from loading import ClipSampler
-from training import faults
+from utils import locked
 
 SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 COMMAND = "train_learned_prior.py"
@@ -134,7 +134,7 @@ def test_killed_and_resumed():
 def test_two_processes_never_train_in_one_folder(tiny_data, tmp_path):
     flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 1, *SMALL]
     (tmp_path / "run").mkdir()
-    with faults.lock(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         assert_refused(run(COMMAND, *flags), tmp_path / "run", "another process", "--log_dir")
         assert not list((tmp_path / "run").iterdir())
     assert run(COMMAND, *flags).returncode == 0

@@ -4,51 +4,22 @@ import contextlib
 import os
 import signal
 import sys
-import time
 
 from tqdm import tqdm
 
 from loading import batches
 from training import distributed
-from utils import UserError, make_folder
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: no locks there
-    fcntl = None
+from utils import UserError, locked
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 @contextlib.contextmanager
-def locked(run):
-    """Hold a run's folder (rank 0; the others wait), so that no second training works there; the lock ends with the process."""
-    with lock(run) if distributed.rank() == 0 and fcntl else contextlib.nullcontext():
-        distributed.all_reduce_max(0)  # nobody reads before
+def held(run):
+    """Hold a run's folder on rank 0, so that no second training writes there; nobody reads it before."""
+    with locked(run) if distributed.rank() == 0 else contextlib.nullcontext():
+        distributed.all_reduce_max(0)
         yield
-
-
-@contextlib.contextmanager
-def lock(run, seconds=3):
-    """An exclusive lock of a folder."""
-    make_folder(run)
-    folder, until = os.open(run, os.O_RDONLY), time.monotonic() + seconds
-    try:
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:  # more than the workers of a killed process take to end
-                    raise UserError(
-                        f"{run}: another process trains there; wait for its end, or choose another --log_dir"
-                    ) from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-        yield
-    finally:
-        os.close(folder)
 
 
 class Stop:

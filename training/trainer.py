@@ -37,7 +37,7 @@ def fit(make_model, train_set, val_set, args):
 
 def train(run, make_model, train_set, val_set, args, device, precision, stop):
     """`fit` between joining and leaving the other processes; whatever is in `run` is read and judged while its lock is held."""
-    with faults.locked(run):
+    with faults.held(run):
         trainer = Trainer(run, make_model, train_set, val_set, args, device, precision, stop)
         while trainer.state["epoch"] < args.niter:
             if number := trainer.train_epoch() or trainer.end_epoch():
