@@ -1,11 +1,8 @@
-"""compare_runs.py, the recipes, what_if and --tensorboard."""
+"""compare_runs, what_if and --tensorboard."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,17 +14,13 @@ from PIL import Image
 from scipy import stats
 
 import metrics
-import options
 import visualize
 import what_if
 from dataset import open_split
-from scripts.data import make_dancer
 from scripts.measure import compare_runs
 from scripts.measure import pushes as measure_pushes
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
-
-RECIPES = sorted((ROOT / "scripts/recipes").glob("0*.sh"))
 
 
 def change(folder, copy, edit, noise=0.0):
@@ -143,87 +136,6 @@ def test_a_long_clip_is_thinned():
     clip = {"truth": np.arange(240), "a": np.arange(240)}
     assert len(visualize.thin(clip)["a"]) == 60 and (np.diff(visualize.thin(clip)["truth"]) == 4).all()
     assert len(visualize.thin({"a": np.arange(64)})["a"]) == 64
-
-
-# Recipes.
-
-
-def recipe_command(recipe, *flags):
-    """The command line that a recipe would run: [command, flags ...]."""
-    env = {**os.environ, "PYTHON": "echo"}
-    return subprocess.run(["bash", recipe, *flags], capture_output=True, text=True, check=True, env=env).stdout.split()
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_parses_and_small_keeps_its_shape(recipe):
-    parsed = []
-    for flags in ([], ["--small"]):
-        command, *words = recipe_command(recipe, *flags, "--data_root", "D", "--seed", "4")
-        parser = options.pose_parser if command == "train_pose.py" else options.training_parser
-        parsed.append(options.parse_training(parser(""), words))
-        assert (ROOT / command).exists() and parsed[-1].data_root == "D" and parsed[-1].seed == 4
-        assert parsed[-1].log_dir.endswith(f"{recipe.stem}{'-small' if flags else ''}-seed4")
-    full, small = parsed
-    size = "F_dim" if command == "train_pose.py" else "width"
-    assert getattr(small, size) < getattr(full, size) and small.niter < full.niter
-    for name in ("tfr_start_decay_epoch", "tfr_end_decay_epoch", *["fast_train_epoch"] * full.fast_train):
-        a, b = getattr(full, name), getattr(small, name)
-        assert (a is None) == (b is None)
-        assert a is None or abs(a / full.niter - b / small.niter) <= 0.5 / small.niter
-    assert small.tfr_decay_step * small.niter == pytest.approx(full.tfr_decay_step * full.niter)
-    cycles = [args.kl_anneal_cycle / (args.niter if args.kl_anneal_cycle > 3 else 1) for args in parsed]
-    assert cycles[0] == cycles[1] <= 3
-    for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
-        assert getattr(full, name) == getattr(small, name)
-    if command == "train_pose.py":
-        assert small.n_eval == make_dancer.get_parser().get_default("frames")
-
-
-def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
-    flags = ["--small", "--data_root", tiny_data, "--n_future", 4, "--epoch_size", 1, *TINY]
-    recipe = ROOT / "scripts/recipes/002_zero_tail_cycles.sh"
-    env = {**os.environ, "PYTHON": sys.executable, "RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    last = tmp_path / "002_zero_tail_cycles-small-seed1/last.pt"
-    for niter in (1, 2):
-        command = ["bash", recipe, *flags, "--niter", niter]
-        subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
-        assert torch.load(last, weights_only=True)["state"]["epoch"] == niter
-    before = last.stat().st_mtime_ns
-    subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
-    assert last.stat().st_mtime_ns == before, "a finished run is left alone"
-
-
-def test_a_recipe_reads_flags_as_the_commands_do():
-    recipe = ROOT / "scripts/recipes/001_fp_cyclical.sh"
-    apart, together = (
-        recipe_command(recipe, *flags)
-        for flags in (["--small", "--niter", "3", "--seed", "2"], ["--small", "--num_epoch=3", "--seed=2"])
-    )
-    assert apart == together and "runs/recipes/001_fp_cyclical-small-seed2" in apart
-    for flags, words in ((["--seed"], "--seed: expected one argument"), (["--niter", "abc"], "--niter abc")):
-        result = subprocess.run(["bash", recipe, *flags], capture_output=True, text=True)
-        assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
-
-
-def test_all_recipes_and_their_report(tmp_path):
-    """all.sh with a stand-in for Python that notes its command and leaves args.json where a training would."""
-    python, log = tmp_path / "python", tmp_path / "commands"
-    python.write_text(f"""#!/bin/bash
-echo "$@" >> {log}
-while [ $# -gt 1 ]; do [ "$1" = --log_dir ] && mkdir -p "$2" && touch "$2/args.json"; shift; done
-""")
-    python.chmod(0o755)
-    env = {**os.environ, "PYTHON": str(python), "RUNS": str(tmp_path / "runs"), "JOBS": "2", "POSE_ROOT": "POSES"}
-    command = ["bash", ROOT / "scripts/recipes/all.sh", "--small", "--cond", "action"]
-    subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=100)
-    *trainings, report = log.read_text().splitlines()
-    assert report.startswith("-m scripts.measure.compare_runs") and report.count("-small-seed") == len(trainings)
-    assert all("--cond action" in line for line in trainings)
-    assert all(("POSES" in line) == ("train_pose.py" in line) == ("--width 8" not in line) for line in trainings)
-    seeds = {recipe.stem: sum(f"/{recipe.stem}-small-seed" in line for line in trainings) for recipe in RECIPES}
-    assert set(seeds.values()) == {1, 3} and sum(seeds.values()) == len(trainings)
-    assert all(seeds[f"000_{name}"] == 3 for name in ("monotonic", "cyclical", "no_annealing", "learned_prior"))
-    assert seeds["001_no_teacher_forcing"] == seeds["001_fp_cyclical"] == 3
 
 
 # What if.
