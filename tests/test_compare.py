@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import metrics
 import visualize
 import what_if
 from dataset import open_split
-from scripts.measure import compare_runs
+from scripts.measure import compare_runs, report, runs
 from scripts.measure import pushes as measure_pushes
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
@@ -97,13 +98,66 @@ def test_what_cannot_be_compared(trained, tmp_path):
     (unfinished / "best.pt").unlink()
     begun.mkdir()
     shutil.copy(unfinished / "args.json", begun)
-    for runs, part in (
+    for folders, part in (
         ([tmp_path], "not a run directory"),
         ([unfinished / "last.pt"], "not a run directory"),
         ([unfinished, begun], "finished an epoch"),
     ):
-        result = run("-m", "scripts.measure.compare_runs", *runs, "--out", tmp_path / "out")
+        result = run("-m", "scripts.measure.compare_runs", *folders, "--out", tmp_path / "out")
         assert result.returncode == 2 and part in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("text", [
+    "\n", "[]", "\xff", "[" * 100_000, '{"args": 1, "model": {}}', '{"args": {}, "model": {}}',
+    '{"args": {"seed": [1], "niter": 2}, "model": {"name": "svg"}}', '{"args": {"seed": 1, "niter": "2"}, "model": {"name": "svg"}}',
+    '{"args": {"seed": 1, "niter": 2}, "model": {}}', '{"args": {"seed": 1, "niter": 2}, "model": {"name": {}}}',
+    "epoch,psnr\nx,1\n", "epoch,psnr\n1,1e999\n", "epoch,psnr\n1,2,3\n", "epoch,psnr\n1,2\n1,2\n", "psnr\n1\n",
+    "epoch,psnr\n1,\x00" + "9" * 200_000,
+])  # fmt: skip
+def test_odd_files_of_a_run(trained, tmp_path, text):
+    """args.json or log.csv that no train command wrote: one line."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained["fixed"] / "args.json", folder)
+    name = "log.csv" if text.startswith(("epoch", "psnr", "\xff")) else "args.json"
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="run: args.json or log.csv is damaged"):
+        runs.Run(folder)
+    shutil.copy(trained["fixed"] / name, folder)
+    assert len(runs.Run(folder).log) == (2 if name == "log.csv" else 0)
+
+
+class Text(HTMLParser):
+    """The elements, attributes and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_markup_and_mathematics_in_names_are_text(trained, tiny_data, tmp_path, monkeypatch):
+    """The name of a run, of a data set and of a setting stand in the page as they are, as elements and as attributes."""
+    odd = """<u a="'">&amp; $\\frac$"""
+    (tmp_path / odd).symlink_to(tiny_data)
+    edit = lambda number: lambda args: args.update({odd: number, "data_root": str(tmp_path / odd), "cut": f"<s>{odd}"})
+    folders = [change(trained["fixed"], tmp_path / f"{odd}{k}", edit(k)) for k in range(3)]
+    flags = ["--out", tmp_path / "out", "--num_workers", 0, "--precision", "fp32", "--n_clips", 2, "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["compare_runs", *map(str, [*folders, *flags])])
+    compare_runs.main()
+    page = Text((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert not {"u", "s"} & page.tags
+    for text in (f"{odd}0", f"B {odd}1", f"<s>{odd}", f"Scores on {tmp_path}/{odd}", f"Highest: A {odd}0"):
+        assert text in page.text, text
+    assert Text(report.picture(tmp_path / "out/curves.png", odd)).attributes[1] == ("alt", odd)
+    assert Text(report.element("td", odd, title=odd)).attributes == [("title", odd)]
 
 
 def test_a_difference_and_noise():
@@ -118,18 +172,18 @@ def test_a_difference_and_noise():
 
     group = lambda *psnr: SimpleNamespace(values=lambda which, metric: np.array(psnr))
     reference = group(20.0, 20.1, 19.9)
-    assert compare_runs.verdict(group(20.1, 20.3, 19.9), reference).endswith("cannot be told from noise")
-    assert "cannot" not in compare_runs.verdict(group(21.0, 21.1, 20.9), reference)
-    assert compare_runs.verdict(group(25.0), reference) == "+5.00, one seed: cannot be told"
-    assert compare_runs.common_name(["lp-seed1", "lp-seed12"]) == "lp"
-    assert compare_runs.common_name(["a", "b"]) == "a + b"
+    assert runs.verdict(group(20.1, 20.3, 19.9), reference).endswith("cannot be told from noise")
+    assert "cannot" not in runs.verdict(group(21.0, 21.1, 20.9), reference)
+    assert runs.verdict(group(25.0), reference) == "+5.00, one seed: cannot be told"
+    assert runs.common_name(["lp-seed1", "lp-seed12"]) == "lp"
+    assert runs.common_name(["a", "b"]) == "a + b"
 
 
 def test_models_of_different_kinds_have_tables_of_their_own():
     group = lambda **settings: SimpleNamespace(settings=settings)
     a, b, c = group(name="svg", lr=1), group(name="pose_cvae", lr=1, F_dim=8), group(name="svg", lr=2)
-    assert compare_runs.by_model([a, b, c]) == [[a, c], [b]]
-    assert compare_runs.differing([a, c]) == ["lr"]
+    assert runs.by_model([a, b, c]) == [[a, c], [b]]
+    assert runs.differing([a, c]) == ["lr"]
 
 
 def test_a_long_clip_is_thinned():
@@ -243,13 +297,13 @@ def test_generate_what_if(trained, tiny_data, tmp_path):
 def test_what_keeps_runs_apart(trained, tmp_path):
     """Edited code is no second seed; 1 -> 5 and 2 -> 4 frames of the same clips are other tasks."""
     copy = change(trained["fixed"], tmp_path / "copy", lambda args: None)
-    settings = [compare_runs.Run(folder).settings for folder in (trained["fixed"], copy)]
+    settings = [runs.Run(folder).settings for folder in (trained["fixed"], copy)]
     described = json.loads((copy / "args.json").read_text())
     (copy / "args.json").write_text(json.dumps(described | {"code": "edited"}))
-    assert settings[0] == settings[1] != compare_runs.Run(copy).settings
+    assert settings[0] == settings[1] != runs.Run(copy).settings
     picture = {"truth": np.zeros((6, 64, 64, 3), np.uint8)}
-    one, same, other = (SimpleNamespace(clips=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
-    assert compare_runs.same_clips(one, same) and not compare_runs.same_clips(one, other)
+    one, same, other = (SimpleNamespace(pictures=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
+    assert runs.same_clips(one, same) and not runs.same_clips(one, other)
 
 
 @pytest.mark.parametrize("kind", ["action+position", "action", "position"])
