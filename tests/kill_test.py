@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
+TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --num_workers 0 --device cpu"
 NITER = 3
 RUN = f"--niter {NITER} --epoch_size 6 --save_every 1"
 PHASES = ["training", "validating", "saving", "drawing", "renaming"]
@@ -171,7 +171,7 @@ def main():
         for split, n in (("train", 6), ("validate", 2)):
             for clip in sorted(args.data_root.glob(f"{split}/*/*/"))[:n]:
                 shutil.copytree(clip, work / "data" / clip.relative_to(args.data_root))
-        flags = f"--data_root {work}/data {TINY} {RUN}".split()
+        flags = f"--data_root {work}/data --batch_size {2 * args.processes} {TINY} {RUN}".split()
         start = lambda flag, run: Training(
             [flag, run, *(flags if flag == "--log_dir" else [])], work / "output", args.processes
         )
