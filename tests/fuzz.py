@@ -306,7 +306,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=int, default=30, help="a case's time limit")
+    parser.add_argument("--seconds", type=int, default=60, help="a case's time limit")
     parser.add_argument("--apart", type=int, default=50, help="each how-manieth case runs in a process of its own")
     args = parser.parse_args()
     torch.set_num_threads(1)
