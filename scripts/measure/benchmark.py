@@ -21,7 +21,7 @@ from options import Parser, count, number, positive
 from scripts.measure.loading_speed import data
 from scripts.measure.timing import interleaved, kept_memory, matmul_rate, peak_memory, plain_upsampling, profile, report
 from tests import pose_reference, reference
-from training import trainer
+from training.optim import clip_and_step
 from utils import autocast, choose_device, choose_precision, make_folder, run_command, tune
 
 FOLDED = "+ time folded, skips convolved once, posterior in one call"
@@ -66,7 +66,7 @@ def training_step(on, model, oracle, inputs, teacher_forcing, beta):
         loss = losses["mse"] + beta * losses["kld"]
         loss.backward()
         if "fused" in on:
-            trainer.update(optimizer, 1.0, failure, 1, loss.detach())
+            clip_and_step(optimizer, 1.0, failure, 1, loss.detach())
         else:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -24,10 +24,12 @@ from tqdm import tqdm
 import metrics
 import options
 from dataset import open_splits
-from models.svg import SVG, draw_noise
+from models import SVG
+from models.gaussian import draw_noise
 from scripts.measure.runs import INDIFFERENT, read_log, show
 from tests import reference
 from training import trainer
+from training.checkpoint import plain
 from utils import UserError, run_command, write_json, writing
 
 SMALL = "--width 8 --batch_size 8 --niter 8 --epoch_size 50 --val_every 8 --num_workers 0".split()
@@ -88,7 +90,7 @@ def train(flags, run, seed):
         raise UserError(f"--batch_size {args.batch_size}: {what}")
 
     def make_model():
-        model = (Classic if classic else SVG)(train_set.cond_dim, "learned", **options.svg_options(args))
+        model = (Classic if classic else SVG)(train_set.cond_dim, "learned", **options.model_options(SVG, args))
         model.set_cond_stats(*train_set.cond_stats())
         return model
 
@@ -102,7 +104,7 @@ def refuse_other_flags(run, flags):
     """A run that is there already must be one by these flags."""
     if (run / "args.json").exists():
         found = json.loads((run / "args.json").read_text())["args"]
-        for name, value in trainer.plain(parse(flags)).items():
+        for name, value in plain(parse(flags)).items():
             if name not in INDIFFERENT | {"niter"} and found.get(name) != value:
                 raise UserError(f"{run}: trained with --{name} {found.get(name)}, not {value}; choose another --out")
 

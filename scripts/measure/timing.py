@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import utils
-from models import vgg64
+from models import fastconv
 
 # Two tricks that are switched off to see what they gain.
 
@@ -21,14 +21,14 @@ from models import vgg64
 @contextlib.contextmanager
 def plain_upsampling(active):
     """Upsample and convolve in two steps, as the classic decoder does, while active."""
-    fast = vgg64.upsampling_kernel, vgg64.upsample_conv
+    fast = fastconv.upsampling_kernel, fastconv.upsample_conv
     if active:
-        vgg64.upsampling_kernel = lambda weight: weight
-        vgg64.upsample_conv = lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)
+        fastconv.upsampling_kernel = lambda weight: weight
+        fastconv.upsample_conv = lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)
     try:
         yield
     finally:
-        vgg64.upsampling_kernel, vgg64.upsample_conv = fast
+        fastconv.upsampling_kernel, fastconv.upsample_conv = fast
 
 
 @contextlib.contextmanager
