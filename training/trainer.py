@@ -441,7 +441,7 @@ def show_clips(path, pictures, n_past):
     """Write path.gif and path.png of some clips; of long ones, frames evenly spread."""
     names = [f"clip {i}" for i in range(len(pictures))]
     length = len(pictures[0]["truth"])
-    visualize.save_gif(f"{path}.gif", [visualize.thin(clip) for clip in pictures], n_past, names)
+    visualize.save_video(f"{path}.gif", [visualize.thin(clip) for clip in pictures], n_past, names)
     rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]
     visualize.save_grid(f"{path}.png", rows, n_past, every=-(-length // 32))
 

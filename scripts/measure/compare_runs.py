@@ -416,7 +416,7 @@ def main():
         for k in np.linspace(0, len(family[0].clips) - 1, min(args.n_show, len(family[0].clips))).round().astype(int):
             predicted = {f"{g.letter} {g.name}": g.clips[k]["sample 1"] for g in family}
             rows.append(visualize.thin({"truth": family[0].clips[k]["truth"], **predicted}))
-        visualize.save_gif(path, rows, family[0].runs[0].n_past, scale=2 if len(family) < 8 else 1)
+        visualize.save_video(path, rows, family[0].runs[0].n_past, scale=2 if len(family) < 8 else 1)
 
     write_json(
         out / "scores.json",
