@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from utils import UserError, writing
@@ -62,22 +63,22 @@ def _tile(frame, colour, scale, border=2):
     return ImageOps.expand(enlarged, border, colour)
 
 
-def _sheet(tiles, row_labels, column_labels, gap=4, text=12):
+def _sheet(tiles, row_labels, column_labels, gap=4, text=11):
     """Tiles [row][column] on a white page with labels at the left and above."""
-    font = ImageFont.load_default(text)
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", text)
     w, h = tiles[0][0].size
-    row_labels = [printable(label) for label in row_labels]
-    column_labels = [_wrap(printable(label), max(3, w // 7)) for label in column_labels]  # 7 pixels a character
-    left = max([int(font.getlength(label)) + 8 for label in row_labels], default=0)
+    row_labels = [_wrap(label, 24) for label in row_labels]
+    column_labels = [_wrap(label, max(3, w // 7)) for label in column_labels]  # 7 pixels a character
+    left = max([int(font.getlength(line)) + 8 for label in row_labels for line in label.split("\n")], default=0)
     lines = max((label.count("\n") + 1 for label in column_labels if label), default=0)
-    top = lines * (text + 3) + 3 if lines else 0
+    top = lines * (text + 4) + 3 if lines else 0
     columns = max(len(row) for row in tiles)
     page = Image.new("RGB", (left + columns * (w + gap) + gap, top + len(tiles) * (h + gap) + gap), "white")
     draw = ImageDraw.Draw(page)
     for r, row in enumerate(tiles):
         y = top + gap + r * (h + gap)
         if row_labels:
-            draw.text((left - 4, y + h // 2), row_labels[r], "black", font, "rm")
+            draw.text((left - 4, y + h // 2), row_labels[r], "black", font, "rm", align="right")
         for c, tile in enumerate(row):
             page.paste(tile, (left + gap + c * (w + gap), y))
     for c, label in enumerate(column_labels):
@@ -87,9 +88,8 @@ def _sheet(tiles, row_labels, column_labels, gap=4, text=12):
 
 def _wrap(label, width):
     """A label broken after - _ and spaces into lines of at most `width` characters."""
-    return "\n".join(
-        line.strip() for line in re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", label)
-    )
+    lines = re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", printable(label))
+    return "\n".join(line.strip() for line in lines)
 
 
 def _colour(label, t, n_past):
@@ -125,7 +125,7 @@ def _write_gif(path, pages, fps, rest=4):
     indices = np.stack([np.asarray(page.quantize(palette=palette, dither=Image.Dither.NONE)) for page in pages])
     duration = [1000 // fps] * (len(pages) - 1) + [rest * 1000 // fps]
     gif = dict(palette=bytes(palette.getpalette()), duration=duration, loop=0, optimize=False)
-    iio.imwrite(path, indices, plugin="pillow", extension=".gif", **gif)
+    path.write_bytes(iio.imwrite("<bytes>", indices, plugin="pillow", extension=".gif", **gif))
 
 
 def _write_mp4(path, pages, fps, rest=4):
@@ -134,8 +134,12 @@ def _write_mp4(path, pages, fps, rest=4):
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=255)  # yuv420p: even sizes
     mp4 = dict(codec="libx264", pixelformat="yuv420p", quality=None, macro_block_size=2)
     mp4 |= dict(output_params=["-crf", "12", "-movflags", "+faststart"], ffmpeg_log_level="error")
-    iio.imwrite(path, frames, plugin="FFMPEG", extension=".mp4", fps=fps, **mp4)
-    if len(iio.imread(path, plugin="FFMPEG")) != len(frames):  # ffmpeg ends without a word when the disk is full
+    try:
+        iio.imwrite(path, frames, plugin="FFMPEG", extension=".mp4", fps=fps, **mp4)
+        complete = len(iio.imread(path, plugin="FFMPEG")) == len(frames)  # ffmpeg may end early without a word
+    except OSError:
+        complete = False
+    if not complete:
         raise OSError("ffmpeg could not finish it")
 
 
@@ -199,6 +203,7 @@ def plot_curves(path, history, beta, title):
     for key, colour in zip(levels, ("#0072B2", "#009E73", "#CC79A7", "#777777")):
         line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
+    kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1
     epochs, weights = _known(history, "beta")
     shares = [w / (beta or 1) for w in weights]
     schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="steps-mid", label=f"KL weight / {beta:g}")
