@@ -6,9 +6,11 @@ import sys
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import visualize
+from dataset import ClipDataset
 from utils import UserError
 
 MAGENTA = (230, 20, 220)
@@ -51,6 +53,17 @@ def test_still_things_stay_still_in_a_gif(tmp_path):
     assert abs(truth.astype(int) - frames).mean() < 12
     for t in range(12):
         assert abs(truth[t, t + 2, t + 2].astype(int) - MAGENTA).max() < 30
+
+
+def test_finger_tips_keep_their_colour(tmp_path):
+    """In the bundled clips, where they are a few magenta pixels among greys."""
+    clips = [ClipDataset(ROOT / "data/pushing_sample", "test", 12, "none")[k][0].numpy() for k in range(3)]
+    visualize.save_video(tmp_path / "a.gif", [{"truth": frames} for frames in clips], 2)
+    pages, _ = pages_of(tmp_path / "a.gif")
+    for k, frames in enumerate(clips):
+        shown = pages[:, 136 * (k - 3) + 2 :, 6:][:, :128:2, :128:2].astype(int)
+        tips = frames[..., [0, 2]].min(-1).astype(int) - frames[..., 1] > 70
+        assert tips.sum() > 100 and abs(shown - frames)[tips].max() < 20
 
 
 def test_a_long_gif_runs_faster(tmp_path):
