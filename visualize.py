@@ -31,14 +31,14 @@ LINES = {
 }
 
 
-def printable(text):
+def _printable(text):
     """A name as a picture can show it, without control characters and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def as_title(text):
     """A name as matplotlib can show it: `$` is a dollar, not mathematics."""
-    return printable(text).replace("$", r"\$")
+    return _printable(text).replace("$", r"\$")
 
 
 def _or_warn(draw):
@@ -88,7 +88,7 @@ def _sheet(tiles, row_labels, column_labels, gap=4, text=11):
 
 def _wrap(label, width):
     """A label broken after - _ and spaces into lines of at most `width` characters."""
-    lines = re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", printable(label))
+    lines = re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", _printable(label))
     return "\n".join(line.strip() for line in lines)
 
 
@@ -183,15 +183,11 @@ def plot_curves(path, history, beta, title):
     """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     (psnr, mse), (kld, schedule) = axes
-    line = lambda axis, key, style, colour, label, **kwargs: axis.plot(
-        *_known(history, key),
-        style,
-        color=colour,
-        label=label,
-        marker="o" if len(history) < 40 else None,
-        ms=3,
-        **kwargs,
-    )
+    marker = "o" if len(history) < 40 else None
+
+    def line(axis, key, style, colour, label, **kwargs):
+        axis.plot(*_known(history, key), style, color=colour, label=label, marker=marker, ms=3, **kwargs)
+
     line(psnr, "psnr", "-", "#D55E00", "model, one sample")
     line(psnr, "copy_last_psnr", "--", "#777777", "copy last frame")
     psnr.set(ylabel="validation PSNR (dB)")
