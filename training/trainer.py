@@ -175,7 +175,9 @@ class Trainer:
         try:
             # Not compiled: a rollout keeps results of calls whose memory CUDA graphs would use again.
             with autocast(self.device, self.precision), torch.compiler.set_stance("force_eager"):
-                scores, pictures = metrics.evaluate(self.eval_model, loaded, seed=self.args.seed, clips=self.val_keys)
+                scores, pictures = metrics.evaluate(
+                    self.eval_model, loaded, seed=self.args.seed, clips=self.val_keys, n_pictures=N_SHOWN
+                )
         except faults.Stopped:
             pass
         except UserError as raised:
@@ -183,7 +185,7 @@ class Trainer:
         faults.end_together(error, self.save, self.run)
         if self.stop.agreed():
             return {}
-        parts, shown = zip(*distributed.all_gather((scores, pictures[:N_SHOWN])))
+        parts, shown = zip(*distributed.all_gather((scores, pictures)))
         of_all = lambda row, metric: torch.cat([part[row][metric] for part in parts], 1).mean().item()
         pictures = [p for clips in itertools.zip_longest(*shown) for p in clips if p][:N_SHOWN]
         self.log.show_clips(epoch, pictures, self.model.n_past)
