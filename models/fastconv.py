@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import copy
 
 import torch
 import torch.nn as nn
@@ -116,6 +117,20 @@ def summed_once(module):
     finally:
         for conv in convs:
             conv.kernel = None
+
+
+@contextlib.contextmanager
+def prepared(model, names):
+    """Inside, the networks of a model by these names are copies `for_prediction`, and kernels are summed once."""
+    networks = {name: getattr(model, name) for name in names}
+    try:
+        for name, network in networks.items():
+            setattr(model, name, for_prediction(copy.deepcopy(network)))
+        with summed_once(model):
+            yield
+    finally:
+        for name, network in networks.items():
+            setattr(model, name, network)
 
 
 def for_prediction(network):

@@ -63,7 +63,8 @@ class Classic(SVG):
 
     def predict(self, past, cond, n_future, n_samples=1, generator=None, truth=None):
         """As SVG.predict; with the true frames z comes from the posterior."""
-        noise = draw_noise(n_samples, len(past), self.n_past + n_future - 1, self.z_dim, generator, past)
+        (noise,) = draw_noise(n_samples, len(past), self.n_past + n_future - 1, self.latent_shapes, generator, past)
+        noise = noise.unflatten(1, (n_samples, -1))
         self.train()
         self.frame_predictor.eval()
         return torch.stack([reference.predict(self, past, cond, n_future, eps, truth) for eps in noise.unbind(1)])
