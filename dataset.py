@@ -6,22 +6,20 @@ packed form of the same clips, which scripts/data/ writes (see PackedDataset).
 Recordings of a person with pose drawings have a layout of their own (recordings.py).
 """
 
-import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+import smmnist
+from packed import SIZE, check_size, is_packed, map_npy, read_array, read_clips, read_index
 from recordings import PoseDataset
-from utils import UserError, choose_device, count_frames, read_csv, read_image, require_finite
+from utils import UserError, choose_device, count_frames, read_csv, read_image
 
-SIZE = 64
 CSV_FILES = ACTIONS, POSITIONS = "actions.csv", "endeffector_positions.csv"
 COND_FILES = {"action+position": CSV_FILES, "action": (ACTIONS,), "position": (POSITIONS,), "none": ()}
-PACKED_VERSION = 1
 
 
 class Clips(Dataset):
@@ -30,6 +28,8 @@ class Clips(Dataset):
     An item is frames (T, H, W, 3) uint8 and cond (T, D) float32. The key i gives clip i from frame 0; the key (i, u),
     u in [0, 1), gives a window that starts at the share u of the possible starts.
     """
+
+    channels = 3
 
     def __len__(self):
         return len(self.clips)
@@ -192,88 +192,18 @@ def read_strip(clip):
         return read_image(path, lambda w, h: w == SIZE and h % SIZE == 0, wanted).reshape(-1, SIZE, SIZE, 3)
 
 
-def is_clip_name(name):
-    """Whether a name is GROUP/CLIP, and so stays in its split and on its line of clips.csv."""
-    parts = name.split("/")
-    return len(parts) == 2 and not {"", ".", ".."} & set(parts) and not set("\0\r\n") & set(name)
-
-
-def read_index(folder):
-    """The content of a packed split's index.json."""
-    path = folder / "index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version, files = index["version"], index["files"]
-        n_rows, *shape = files["frames.npy"]["shape"]
-        numbers = [n_rows, files["clips.csv"]["bytes"], *(file["bytes"] for file in files.values())]
-        named = all("sha256" in file and Path(name).name == name for name, file in files.items())
-        if shape != [SIZE, SIZE, 3] or not named or not all(type(n) is int for n in numbers):
-            raise ValueError
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; copy or pack the data set again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: not the index of packed {SIZE}x{SIZE} frames; copy or pack them again") from None
-    if version != PACKED_VERSION:
-        raise UserError(f"{path}: format version {version}, and {PACKED_VERSION} is read here; pack the data set again")
-    return index
-
-
-def check_size(path, n_bytes):
-    """Refuse a file of a packed split that is not as long as its index says."""
-    if not path.is_file():
-        raise UserError(f"{path}: missing; copy or pack the data set again")
-    if (found := path.stat().st_size) != n_bytes:
-        raise UserError(f"{path}: {found} bytes, {n_bytes} in index.json; copy or pack the data set again")
-
-
-def read_clips(path, n_frames):
-    """The clips' names, each GROUP/CLIP and once, and their numbers of frames (N,), which add up to n_frames."""
-    try:
-        lines = path.read_bytes().decode(errors="surrogateescape").removesuffix("\n").split("\n")
-        names, lengths = zip(*(line.rsplit(",", 1) for line in lines))
-        lengths = [int(length) for length in lengths]
-    except (OSError, ValueError):
-        raise UserError(f"{path}: not a list of NAME,FRAMES; copy or pack the data set again") from None
-    if sum(lengths) != n_frames or min(lengths) < 1:
-        raise UserError(f"{path}: {sum(lengths)} frames, {n_frames} in index.json; copy or pack the data set again")
-    for name, times in Counter(names).items():
-        if times > 1 or not is_clip_name(name):
-            raise UserError(f"{path}: {name!r} is not GROUP/CLIP, or stands there twice; pack the data set again")
-    return list(names), np.array(lengths)
-
-
-def map_npy(path):
-    """The array of a .npy file, mapped into memory; an empty one if it cannot be read."""
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # a damaged file makes NumPy raise nearly anything
-        return np.zeros(0)
-
-
-def read_array(path, files):
-    """The condition rows (F, D) float32 of a packed split."""
-    if path.name not in files:
-        raise UserError(f"{path}: not in this data set; choose a --cond that does not need it")
-    rows = np.array(map_npy(path))
-    if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != files["frames.npy"]["shape"][0]:
-        raise UserError(f"{path}: not a float32 row a frame; copy or pack the data set again")
-    require_finite(path, rows, "mend and pack again")
-    return rows
-
-
-def is_packed(folder):
-    """Whether a split is in the packed form (index.json may be what is missing)."""
-    return any((Path(folder) / name).exists() for name in ("index.json", "frames.npy"))
-
-
-def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None, cuts=None):
-    """One split of a data set, in folders or packed; with the condition `pose`, recordings with pose drawings."""
+def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None, cuts=None, **digits):
+    """One split of a data set, of whichever kind it is: clips in folders or packed, recordings, Moving MNIST (see `digits_of`)."""
     if cond == "pose":
         return PoseDataset(root, split, n_frames, cuts, n_clips)
     if (Path(root) / split / f"{split}_img").exists():
         raise UserError(f"--data_root {root}: recordings with pose drawings; train_pose.py trains on them")
     if cuts is not None:
         raise UserError(f"--cuts: {root} holds clips, which have no cuts; leave the flag out")
+    if smmnist.is_moving_mnist(root):
+        if cond != "none":
+            raise UserError(f"--cond {cond}: Moving MNIST has no actions; give --cond none")
+        return smmnist.MovingMNIST(root, split, n_frames, n_clips, **digits)
     if is_packed(Path(root) / split):
         device = None if data_device is None else choose_device(data_device, "--data_device")
         return PackedDataset(root, split, n_frames, cond, n_clips, device)
@@ -283,18 +213,32 @@ def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_de
     return dataset
 
 
+def digits_of(args):
+    """What a training's args (a dict) say about the digits of Moving MNIST."""
+    return {"num_digits": args.get("num_digits", 2), "deterministic": args.get("deterministic", False)}
+
+
 def open_splits(args):
     """The training set and the validation set of a training command."""
     n_frames = args.n_past + args.n_future
     lengths = {"train": n_frames, "validate": args.n_eval or n_frames}
-    return [open_split(args.data_root, *split, args.cond, data_device=args.data_device) for split in lengths.items()]
+    more = {"data_device": args.data_device} | digits_of(vars(args))
+    splits = [open_split(args.data_root, *split, args.cond, **more) for split in lengths.items()]
+    if splits[0].channels != args.channels:
+        raise UserError(f"--channels {args.channels}: the frames of {args.data_root} have {splits[0].channels}")
+    return splits
 
 
 def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cuts=None):
     """A split as a checkpoint's model wants it: `trained` are the args it was trained with, the defaults of the others."""
     root, cond = data_root or trained["data_root"], trained["cond"]
-    data = open_split(root, split, model.n_past + (n_future or trained["n_future"]), cond, n_clips, cuts=cuts)
-    if data.cond_dim != model.config["cond_dim"]:
-        found = f"--cond {cond} has {data.cond_dim} numbers a frame there"
-        raise UserError(f"--data_root {root}: {found}, and the model was trained with {model.config['cond_dim']}")
+    usual = trained["n_future"]
+    if smmnist.is_moving_mnist(root) and trained.get("n_eval"):
+        usual = trained["n_eval"] - model.n_past
+    data = open_split(root, split, model.n_past + (n_future or usual), cond, n_clips, cuts=cuts, **digits_of(trained))
+    for name, found in {"cond_dim": data.cond_dim, "channels": getattr(data, "channels", 3)}.items():
+        wanted = model.config.get(name, 3)
+        if found != wanted:
+            what = f"--cond {cond} has {found} numbers a frame there" if name == "cond_dim" else f"frames have {found} channels"
+            raise UserError(f"--data_root {root}: {what}, and the model was trained with {wanted}")
     return data

@@ -138,8 +138,9 @@ def even_slices(n, most):
 
 
 def to_uint8(frames):
-    """Frames (..., 3, H, W) in [0, 1] to a NumPy array (..., H, W, 3) uint8."""
-    return frames.clamp(0, 1).mul(255).round().byte().movedim(-3, -1).cpu().numpy()
+    """Frames (..., C, H, W) in [0, 1], grey or RGB, to a NumPy array (..., H, W, 3) uint8."""
+    frames = frames.clamp(0, 1).mul(255).round().byte().movedim(-3, -1)
+    return frames.expand(*frames.shape[:-1], 3).cpu().numpy()
 
 
 def interval(values):

@@ -8,6 +8,7 @@ import dataclasses
 from datetime import datetime
 from pathlib import Path
 
+import smmnist
 from models import SVG, PoseCVAE
 from training.checkpoint import load_checkpoint
 from utils import UserError
@@ -112,7 +113,7 @@ def add_model(parser, model):
             add(f"--{field.name}", field.default, about["help"], action="store_true")
             continue
         bare = {"nargs": "?", "const": about["bare"]} if about["bare"] else {}
-        kind = {"choices": about["choices"]} if about["choices"] else {"type": number(field.type, about["low"], about["high"])}
+        kind = {"choices": about["choices"], "type": field.type} if about["choices"] else {"type": number(field.type, about["low"], about["high"])}
         add(f"--{field.name}", field.default, about["help"], **kind, **bare)
 
 
@@ -129,6 +130,8 @@ def model_options(model, args):
         )
     if getattr(args, "norm", None) == "batch" and args.batch_size < 2:
         raise UserError("--batch_size 1: BatchNorm needs two clips or more; raise it, or give --norm group")
+    if getattr(args, "hierarchy", 1) > 1 and args.backbone != "vgg":
+        raise UserError(f"--hierarchy {args.hierarchy}: reads what vgg pools; leave it out, or give --backbone vgg")
     return {field.name: getattr(args, field.name) for field in model_fields(model)}
 
 
@@ -140,6 +143,8 @@ def training_parser(description):
     add("--n_future", 10, "frames predicted", count)
     add("--cond", CONDITIONS[0], "what the model is told of each frame", choices=CONDITIONS)
     add("--random_start", True, "train on windows anywhere in a clip", action=argparse.BooleanOptionalAction)
+    add("--num_digits", 2, "digits of Moving MNIST (a --data_root with MNIST/raw)", number(int, 1, 10))
+    add("--deterministic", False, "Moving MNIST bounces off the walls rather than at random", action="store_true")
     add("--data_device", None, "keep a packed data set on this device: cuda, cpu, ...; default: on disk")
     add_training(parser, SVG)
     return parser
@@ -225,6 +230,9 @@ def add_training(parser, model):
 def parse_training(parser, argv=None):
     """Parse a training command. With --resume, what is not on the command line comes from the run."""
     args = parser.parse_args(argv)
+    if smmnist.is_moving_mnist(args.data_root) and args.cond != "pose":
+        parser.set_defaults(**smmnist.DEFAULTS)
+        args = parser.parse_args(argv)
     args.resumed = None
     if args.resume is not None:
         args = resumed(parser, argv, args)

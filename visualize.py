@@ -1,6 +1,5 @@
 """Pictures: GIFs, frame grids, training curves, PSNR and SSIM a step."""
 
-import functools
 import re
 
 import matplotlib
@@ -174,74 +173,4 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{title}; bands: 95 % interval over clips", fontsize=10)
-    _finish(figure, path)
-
-
-# Several runs in one figure. Every line has its letter on it, so that they can be told apart in grey and when there are
-# more than the palette has colours.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
-COMPARED = {
-    "psnr": ("Validation PSNR", "dB"),
-    "mse": ("Training MSE", "sum over steps"),
-    "kld": ("KL(posterior || prior)", "nats, sum over steps"),
-    "beta": ("Weight of the KL term", "weight"),
-    "tfr": ("Teacher-forcing ratio", "probability"),
-}
-
-
-def _draw(axis, label, x, mean, spread):
-    """The line of "A name", with its letter at some points and a band of +- spread if there is one."""
-    letters = label.split()[0]
-    i = functools.reduce(lambda n, letter: 26 * n + ord(letter) - ord("A") + 1, letters, 0) - 1  # A, ..., Z, AA, ...
-    colour, dash = PALETTE[i % len(PALETTE)], ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
-    letter = {"marker": f"$\\mathrm{{{letters}}}$", "ms": 7, "mew": 0.3}
-    every = max(1, len(x) // 5)
-    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **letter)
-    if spread is not None:
-        axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.13, lw=0)
-
-
-def plot_run_curves(path, runs):
-    """Write the training curves of several runs: {"A name": {key of COMPARED: (epochs, mean, spread or None)}}."""
-    figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
-    for axis, (key, (title, unit)) in zip(axes.flat, COMPARED.items()):
-        for label, curves in runs.items():
-            _draw(axis, label, *curves[key])
-        axis.set(title=title, ylabel=unit, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if key == "kld":
-            axis.set_yscale("log")
-    axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
-    axes[1, 2].set_axis_off()
-    figure.suptitle(
-        "Mean over seeds; bands: the sample standard deviation over seeds, where there are several", fontsize=10
-    )
-    _finish(figure, path)
-
-
-def plot_run_steps(path, families):
-    """Write the scores of every predicted step of several runs, a row of panels for each set of test clips.
-
-    families: [({"A name": {panel: (mean (T,), band (T,) or None)}}, copy-last scores {metric: (T,)}, first step)], with
-    the panels psnr, ssim and difference.
-    """
-    figure, axes = plt.subplots(
-        len(families), 3, figsize=(14, 4.4 * len(families)), layout="constrained", squeeze=False
-    )
-    for row, (runs, copy_last, first) in zip(axes, families):
-        for label, panels in runs.items():
-            for axis, (mean, band) in zip(row, (panels[name] for name in ("psnr", "ssim", "difference"))):
-                _draw(axis, label, np.arange(first, first + len(mean)), mean, band)
-        for axis, metric in zip(row, ("psnr", "ssim")):
-            steps = np.arange(first, first + len(copy_last[metric]))
-            axis.plot(steps, copy_last[metric], "--", color="#999999", lw=1.3, label="copy last frame")
-        reference = next(iter(runs)).split()[0]
-        row[0].set(title="PSNR; bands: spread over seeds", ylabel="PSNR (dB)")
-        row[1].set(title="SSIM; bands: spread over seeds", ylabel="SSIM")
-        row[2].set(title=f"PSNR less that of {reference}; bands: 95 % over clips", ylabel="difference (dB)")
-        for axis in row:
-            axis.set_xlabel("frame t")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        handles = row[0].get_legend_handles_labels()
-        row[2].legend(*handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _finish(figure, path)

@@ -15,8 +15,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
+class Chain(nn.Sequential):
+    """Layers in a row; those that take the condition c (N, D), as modulated ones do, are given it too."""
+
+    def forward(self, x, c=None):
+        for layer in self:
+            x = layer(x, c) if getattr(layer, "takes_condition", False) else layer(x)
+        return x
+
+
 class Modulation(nn.Module):
     """s(c) * y + b(c), channel by channel; the identity until it is trained."""
+
+    takes_condition = True
 
     def __init__(self, cond_dim, channels):
         super().__init__()

@@ -1,6 +1,7 @@
 """The convolutions of models/vgg64.py in fewer operations. The sums stay the same; nothing else knows how.
 
-    SplitConv       conv(cat[upsample(u), s]) as conv_u(upsample(u)) + conv_s(s): s's part serves all steps that share s
+    SplitConv       conv(cat[upsample(u), s]) as conv_u(upsample(u)) + conv_s(s): s's part serves all steps that share s;
+                    SplitConvTranspose for dcgan64
     UpsampleConv    upsampling and convolution as one
     for_prediction  BatchNorm folded into the convolutions, Winograd's on the CPU: a network for eval mode alone
 """
@@ -76,6 +77,16 @@ class SplitConv(UpsampleConv):
         return F.conv2d(s, self.weight.chunk(2, 1)[1], self.bias, padding=1)
 
 
+class SplitConvTranspose(nn.ConvTranspose2d):
+    """The transposed convolution of cat[u, s] in two parts: `forward` of u, `skip_term` of s, bias included."""
+
+    def forward(self, u):
+        return F.conv_transpose2d(u, self.weight.chunk(2)[0], None, self.stride, self.padding)
+
+    def skip_term(self, s):
+        return F.conv_transpose2d(s, self.weight.chunk(2)[1], self.bias, self.stride, self.padding)
+
+
 def add_rows(y, term):
     """y (n * B, C, H, W) plus a term (B, C, H, W) whose rows repeat."""
     if len(y) == len(term):
@@ -108,7 +119,7 @@ def for_prediction(network):
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm too
                 chain[k] = conv = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
-            if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and not isinstance(conv, UpsampleConv):
+            if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and not isinstance(conv, (UpsampleConv, SplitConvTranspose)):
                 dtype, wide = computed_in(conv.weight), min(conv.in_channels, conv.out_channels) >= WIDE
                 fits = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3)
                 in_bf16 = dtype == torch.bfloat16 and conv.weight.device.type == "cpu"

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
+from models import dcgan64, vgg64
 from models.align import Aligner, warp
 from models.common import evaluating, init_weights, option
 from models.cond_conv import modulate
@@ -30,7 +31,8 @@ from models.fastconv import add_rows, for_prediction, summed_once
 from models.gaussian import Gaussian, draw_noise
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder
+
+BACKBONES = {"vgg": vgg64, "dcgan": dcgan64}
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Config:
     cond_dim: int
     prior: str = "learned"
     n_past: int = option(2, "frames given")
+    backbone: str = option("vgg", "encoder and decoder: SVG's vgg64, or its smaller dcgan64", choices=("vgg", "dcgan"))
+    channels: int = option(3, "channels of a frame: 3, or 1 for grey", choices=(1, 3))
     width: int = option(64, "channels at 64x64; 64 is the paper's, 16 suits a laptop")
     g_dim: int = option(128, "size of the encoder's and the predictor's vectors")
     z_dim: int = option(64, "size of the latents")
@@ -100,8 +104,9 @@ class SVG(nn.Module):
         self.n_past, self.z_dim = o.n_past, o.z_dim
         self.last_frame_skip, self.skip_frame = o.last_frame_skip, o.skip_frame
         self.is_predicting = False
-        self.encoder = Encoder(o.g_dim, o.width, o.norm)
-        self.decoder = Decoder(o.g_dim, o.width, o.norm)
+        networks = BACKBONES[o.backbone]
+        self.encoder = networks.Encoder(o.g_dim, o.width, o.norm, o.channels)
+        self.decoder = networks.Decoder(o.g_dim, o.width, o.norm, o.channels)
         self.frame_predictor = LSTM(cond_dim + o.g_dim + o.z_dim, o.g_dim, o.rnn_size, o.predictor_rnn_layers, o.norm)
         self.posterior = GaussianLSTM(o.g_dim, o.z_dim, o.rnn_size, o.posterior_rnn_layers)
         self.prior = GaussianLSTM(o.g_dim, o.z_dim, o.rnn_size, o.prior_rnn_layers) if prior == "learned" else None
@@ -131,7 +136,7 @@ class SVG(nn.Module):
     # The equations, for K steps at once.
 
     def encode(self, x, c, pasted):
-        """Frames (K, B, 3, 64, 64), their conditions (K, B, D) -> Frames, and the skip terms of those in the range `pasted`.
+        """Frames (K, B, C, 64, 64), their conditions (K, B, D) -> Frames, and the skip terms of those in the range `pasted`.
 
         The terms are the decoder's, of each frame four tensors (B, C, S, S), coarse to fine.
         """
@@ -162,7 +167,7 @@ class SVG(nn.Module):
     def decode(self, g, c, terms, source, q, eps):
         """x^_i = decoder(g_i, skip), and the finer levels' z ~ q or, where there is no q, ~ p.
 
-        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, 3, 64, 64), p of the finer levels. Futures
+        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, C, 64, 64), p of the finer levels. Futures
         of one clip share its terms, whose rows then repeat.
         """
         flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
@@ -185,7 +190,7 @@ class SVG(nn.Module):
     def advance(self, now, c, q, eps):
         """The next K steps: c (K, B, D), a list a level of posteriors (or None: priors) and of noise (K, B, ...).
 
-        -> frames (K, B, 3, 64, 64), the prior of each level, and the Rollout that continues from the last of them.
+        -> frames (K, B, C, 64, 64), the prior of each level, and the Rollout that continues from the last of them.
         """
         source, terms = now.source, now.terms
         if source is None:
@@ -205,7 +210,7 @@ class SVG(nn.Module):
     # Training.
 
     def loss(self, frames, cond, teacher_forcing):
-        """frames (B, T, 3, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1.
+        """frames (B, T, C, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1.
 
         z_i ~ q; the source frame is true while given and under teacher forcing, else predicted. With `hierarchy` kld is
         the sum over levels, and {"kld_1", "kld_2", ...} are theirs.

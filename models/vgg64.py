@@ -10,22 +10,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.cond_conv import Modulation
+from models.cond_conv import Chain
 from models.fastconv import SplitConv
 from models.norm import normalise
 
 
-class Chain(nn.Sequential):
-    """Layers in a row. Where they are modulated (models/cond_conv.py) they are given the condition c (N, D) too."""
-
-    def forward(self, x, c=None):
-        for layer in self:
-            x = layer(x, c) if isinstance(layer, (VGGLayer, Modulation)) else layer(x)
-        return x
-
-
 class VGGLayer(nn.Module):
     """3x3 convolution, normalisation, LeakyReLU(0.2): (N, n_in, H, W) -> (N, n_out, H, W)."""
+
+    takes_condition = True
 
     def __init__(self, n_in, n_out, norm, conv=nn.Conv2d):
         super().__init__()
@@ -86,10 +79,10 @@ class Fork(torch.autograd.Function):
 class Encoder(nn.Module):
     """A 64x64 frame to a vector and the four feature maps that the decoder may copy from."""
 
-    def __init__(self, g_dim=128, width=64, norm="batch"):
+    def __init__(self, g_dim=128, width=64, norm="batch", channels=3):
         super().__init__()
         w = width
-        self.c1 = Chain(*stage(norm, 3, w, w))  # 64 x 64
+        self.c1 = Chain(*stage(norm, channels, w, w))  # 64 x 64
         self.c2 = Chain(*stage(norm, w, 2 * w, 2 * w))  # 32 x 32
         self.c3 = Chain(*stage(norm, 2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
         self.c4 = Chain(*stage(norm, 4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
@@ -97,7 +90,7 @@ class Encoder(nn.Module):
         self.mp = nn.MaxPool2d(2)
 
     def forward(self, x, c=None, pasted=slice(None)):
-        """x (N, 3, 64, 64) -> h (N, g_dim), skips [(n, w, 64, 64), (n, 2w, 32, 32), (n, 4w, 16, 16), (n, 8w, 8, 8)], pooled.
+        """x (N, channels, 64, 64) -> h (N, g_dim), skips [(n, w, 64, 64), (n, 2w, 32, 32), (n, 4w, 16, 16), (n, 8w, 8, 8)], pooled.
 
         The skips are those of the rows `pasted`. pooled are the four maps at half their size, of all rows.
         """
@@ -115,7 +108,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A vector and the skip features of a given frame to a 64x64 frame."""
 
-    def __init__(self, g_dim=128, width=64, norm="batch"):
+    def __init__(self, g_dim=128, width=64, norm="batch", channels=3):
         super().__init__()
         w = width
         self.g_dim = g_dim
@@ -126,7 +119,7 @@ class Decoder(nn.Module):
         self.upc3 = Chain(*stage(norm, 8 * w, 4 * w, 4 * w, 2 * w, first=SplitConv))  # 16 x 16
         self.upc4 = Chain(*stage(norm, 4 * w, 2 * w, w, first=SplitConv))  # 32 x 32
         self.upc5 = Chain(  # 64 x 64
-            *stage(norm, 2 * w, w, first=SplitConv), nn.ConvTranspose2d(w, 3, 3, 1, 1), nn.Sigmoid()
+            *stage(norm, 2 * w, w, first=SplitConv), nn.ConvTranspose2d(w, channels, 3, 1, 1), nn.Sigmoid()
         )
 
     def stages(self):
@@ -138,7 +131,7 @@ class Decoder(nn.Module):
         return [upc[0].main[0].skip_term(s) for upc, s in zip(self.stages(), reversed(skips))]
 
     def forward(self, g, add, c=None):
-        """g (N, g_dim) -> frames (N, 3, 64, 64) in [0, 1].
+        """g (N, g_dim) -> frames (N, channels, 64, 64) in [0, 1].
 
         add(k, d, y) returns y, the first convolution of the k-th stage above d, plus the skip term of each of the N rows,
         and whatever else this convolution reads.

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz --cases 500
 
-A case damages an image, a film strip, a CSV, a packed file, a checkpoint or the flags, and runs a command on it. What a command accepts
-is read again by other code: a PNG's checksums, a CSV by Python's csv module, a checkpoint's checksums and its weights.
+A case damages an image, a film strip, a CSV, a folder, a packed file, a TFRecord file, a checkpoint, a run or the flags, and runs a
+command on it. What a command accepts is read again by other code: a PNG's checksums, a CSV by Python's csv module, a checkpoint's checksums and its weights.
 To fuzz another kind of file, add a function to KINDS.
 """
 
@@ -32,7 +32,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.conftest import write_clips
+
 ROOT = Path(__file__).resolve().parent.parent
+CLIP = "data/train/traj_0_to_255/0"
 TINY = "--width 2 --g_dim 4 --z_dim 2 --rnn_size 4 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
 TRAIN = f"{TINY} --epoch_size 1 --niter 1 --no-random_start"
 TOKENS = ["", "nan", "inf", "-1", "0", "1e999", "#", ",", "x", "\n", "0x10", "1_0", "\x00", "1,2,3", '"', "é"]
@@ -64,16 +67,16 @@ def mutate(rng, data):
 
 
 def fuzz_image(rng, work):
-    clip = work / "data/train/g/0"
+    clip = work / CLIP
     path = clip / f"{rng.randrange(4)}.png"
     path.write_bytes(mutate(rng, path.read_bytes()))
     return train(work), lambda: all(valid_png((clip / f"{t}.png").read_bytes()) for t in range(4))
 
 
 def fuzz_strip(rng, work):
-    clip = work / "data/train/g/0"
-    strip = Image.new("RGB", (64, 64 * 6))
-    for t in range(6):
+    clip = work / CLIP
+    strip = Image.new("RGB", (64, 64 * 8))
+    for t in range(8):
         strip.paste(Image.open(clip / f"{t}.png"), (0, 64 * t))
     strip.save(clip / "frames.webp", lossless=rng.random() < 0.5)
     (clip / "frames.webp").write_bytes(mutate(rng, (clip / "frames.webp").read_bytes()))
@@ -86,7 +89,7 @@ def fuzz_strip(rng, work):
 
 
 def fuzz_csv(rng, work):
-    path = work / "data/train/g/0" / rng.choice(("actions.csv", "endeffector_positions.csv"))
+    path = work / CLIP / rng.choice(("actions.csv", "endeffector_positions.csv"))
     if rng.random() < 0.5:
         path.write_bytes(mutate(rng, path.read_bytes()))
     else:
@@ -97,7 +100,7 @@ def fuzz_csv(rng, work):
     def check():
         rows = [row for row in csv.reader(path.read_text().splitlines()) if row]
         widths = {len(row) for row in rows}
-        return len(rows) >= 6 and len(widths) == 1 and all(math.isfinite(float(x)) for row in rows for x in row)
+        return len(rows) >= 8 and len(widths) == 1 and all(math.isfinite(float(x)) for row in rows for x in row)
 
     return train(work), check
 
@@ -153,10 +156,69 @@ def fuzz_packed(rng, work):
     return [*train(work), "--data_root", work / "packed"], check
 
 
+def fuzz_folder(rng, work):
+    """A file or a folder of the data set that is gone, empty, a folder instead, or has another name."""
+    path = rng.choice(sorted((work / "data").rglob("*")))
+    way = rng.choice(("gone", "empty", "folder", "renamed"))
+    if way == "renamed":
+        path.rename(path.with_name(rng.choice(("x", "._0.png", "0", "07.png", "ü $x$ <b>"))))
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if way == "folder":
+        path.mkdir()
+    elif way == "empty":
+        path.touch()
+
+    def check():
+        clips = [clip for split in ("train", "validate") for clip in (work / "data" / split).glob("*/*") if clip.is_dir()]
+        return clips and all(valid_png((clip / f"{t}.png").read_bytes()) for clip in clips for t in range(4))
+
+    return train(work), check
+
+
+def fuzz_tfrecord(rng, work):
+    source, name = work / "records/softmotion30_44k", "traj_0_to_1.tfrecords"
+    for split in ("train", "test"):
+        (source / split).mkdir(parents=True)
+        (source / split / name).write_bytes(b"".join(tfrecord(rng.randbytes(rng.randrange(4, 200))) for _ in range(2)))
+    path = source / "train" / name
+    path.write_bytes(mutate(rng, path.read_bytes()))
+    skip = ["--skip_bad"] if rng.random() < 0.5 else []
+    command = ["-m", "scripts.data.convert_bair", work / "records", work / "converted", "--validate", 1, "--num_workers", 0]
+    return [*command, *skip], lambda: False  # no record holds a clip
+
+
+def fuzz_run(rng, work):
+    """A run's args.json or log.csv, for compare_runs: damaged bytes, or an entry of another kind."""
+    path = work / "run" / rng.choice(("args.json", "log.csv"))
+    if rng.random() < 0.4:
+        path.write_bytes(mutate(rng, path.read_bytes()))
+    elif path.suffix == ".csv":
+        words = path.read_text().split(",")
+        words[rng.randrange(len(words))] = rng.choice([*TOKENS, "7", "1e300"])
+        path.write_text(",".join(words))
+    else:
+        described = json.loads(path.read_text())
+        part = rng.choice((described, described["args"], described["model"]))
+        part[rng.choice(list(part))] = rng.choice((None, 7, -1, 1e300, "x", "<b>$", [], {}, True))
+        path.write_text(json.dumps(described))
+
+    def check():
+        described = json.loads((work / "run/args.json").read_text())
+        rows = list(csv.DictReader((work / "run/log.csv").read_text().splitlines()))
+        return {"args", "model"} <= described.keys() and [float(row["epoch"]) for row in rows] == [1]
+
+    flags = ["--out", work / "out", "--num_workers", 0, "--device", "cpu"]
+    return ["-m", "scripts.measure.compare_runs", work / "run", *flags], check
+
+
 def fuzz_flags(rng, work):
     command, *flags = train(work)
-    names = "n_past n_future width g_dim z_dim rnn_size beta lr beta1 tfr tfr_end_decay_epoch tfr_decay_step n_eval save_every grad_clip"
-    names += " prior_rnn_layers num_workers niter kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond epoch_size batch_size seed device precision optimizer val_every hierarchy cond_conv"
+    names = "n_past n_future width g_dim z_dim rnn_size beta lr beta1 tfr tfr_end_decay_epoch tfr_decay_step tfr_lower_bound n_eval"
+    names += " save_every grad_clip prior_rnn_layers num_workers niter kl_anneal kl_anneal_cycle kl_anneal_ratio kl_anneal_start cond"
+    names += " epoch_size batch_size seed device precision optimizer val_every hierarchy cond_conv norm"
     values = ["1", "2", "3", "1e-9", "1e30", "none", "10m", "0m", "m", "action", "sgd", "-0", " 1", "9" * 30]
     values = rng.choice((values[:4], values, TOKENS))
     for _ in range(rng.randint(1, 3)):
@@ -164,11 +226,27 @@ def fuzz_flags(rng, work):
     return [command, *flags], lambda: True
 
 
-KINDS = [fuzz_image, fuzz_strip, fuzz_csv, fuzz_packed, fuzz_checkpoint, fuzz_flags]
+KINDS = [fuzz_image, fuzz_strip, fuzz_csv, fuzz_packed, fuzz_checkpoint, fuzz_flags, fuzz_folder, fuzz_tfrecord, fuzz_run]
 
 
 def train(work):
     return ["train_fixed_prior.py", *TRAIN.split(), "--data_root", work / "data", "--log_dir", work / "new"]
+
+
+def tfrecord(body):
+    """A record of a TFRecord file with the checksums that its specification wants (CRC-32C, rotated and moved)."""
+
+    def masked(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        crc ^= 0xFFFFFFFF
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    length = struct.pack("<Q", len(body))
+    return length + masked(length) + body + masked(body)
 
 
 def valid_png(data):
@@ -190,18 +268,8 @@ def valid_png(data):
 
 def make_inputs(root):
     """A tiny data set and a run on it."""
-    rng = random.Random(0)
     for split in ("train", "validate", "test"):
-        for k in range(2):
-            clip = root / "data" / split / "g" / str(k)
-            clip.mkdir(parents=True)
-            for t in range(6):
-                frame = Image.new("RGB", (64, 64), (50, 90, 130))
-                frame.paste((200, 30, 40 + t), (8 * t, 10, 8 * t + 16, 40))
-                frame.save(clip / f"{t}.png")
-            for name, width in (("actions.csv", 4), ("endeffector_positions.csv", 3)):
-                rows = (",".join(f"{rng.gauss(0, 1):.4f}" for _ in range(width)) for _ in range(6))
-                (clip / name).write_text("\n".join(rows) + "\n")
+        write_clips(root / "data" / split, 2)
     for command in (
         ["-m", "scripts.data.pack_dataset", root / "data", root / "packed", "--num_workers", 0],
         [*train(root), "--log_dir", root / "run"],
@@ -213,10 +281,11 @@ def make_inputs(root):
 def call(command):
     """A command in this process: its exit status and stderr, or a traceback."""
     out, err = io.StringIO(), io.StringIO()
-    sys.argv = [str(ROOT / command[0]), *map(str, command[1:])]
+    module = command[1] if command[0] == "-m" else command[0].removesuffix(".py")
+    sys.argv = [module, *map(str, command[2 if command[0] == "-m" else 1 :])]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            runpy.run_module(module, run_name="__main__")
     except SystemExit as end:
         return end.code or 0, err.getvalue()
     except BaseException:
@@ -225,7 +294,7 @@ def call(command):
 
 def call_apart(command):
     """The same in a process of its own."""
-    result = subprocess.run([sys.executable, ROOT / command[0], *map(str, command[1:])], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT)
     return result.returncode, result.stderr
 
 
@@ -237,7 +306,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=int, default=30, help="a case's time limit")
+    parser.add_argument("--seconds", type=int, default=60, help="a case's time limit")
     parser.add_argument("--apart", type=int, default=50, help="each how-manieth case runs in a process of its own")
     args = parser.parse_args()
     torch.set_num_threads(1)

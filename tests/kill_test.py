@@ -1,17 +1,21 @@
 """Kill a small training at random moments, resume it, and compare its end with an undisturbed run's.
 
-    python -m tests.kill_test --kills 50
+    python -m tests.kill_test --kills 50 [--processes 2]
 
-A kill is SIGKILL. After each one last.pt must load and be no older than it was just before; at the end the weights, the
-best checkpoint's too, must be the same bit for bit, and so must log.csv but for its times.
+A kill is SIGKILL, aimed at a step, a validation, a checkpoint, a picture or a file's renaming; where two processes train, of one
+and then of the other, or of both. After each one last.pt must load and be no older than it was before; at the end the
+weights, the best checkpoint's too, must be the same bit for bit, and so must log.csv but for its times. Trainings are forked
+from this process, which has imported all that they need.
 """
 
 import argparse
+import collections
 import csv
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
+import socket
 import sys
 import tempfile
 import time
@@ -20,25 +24,99 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
+TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --num_workers 0 --device cpu"
 NITER = 3
 RUN = f"--niter {NITER} --epoch_size 6 --save_every 1"
+PHASES = ["training", "validating", "saving", "drawing", "renaming"]
 
 
-def start(command, *flags):
-    """A training process that has begun its first step, or has ended."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=ROOT)
-    process.stdout.readline()  # RUN: ... M parameters
-    return process
+def watch(phase, owner, attribute, name):
+    """Make a function note in `phase` that it runs."""
+    function = getattr(owner, attribute)
+
+    def noted(*args, **kwargs):
+        before, phase.value = phase.value, PHASES.index(name)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            phase.value = before
+
+    setattr(owner, attribute, noted)
+
+
+def train(flags, output, phase, environment):
+    """A training command in a process of its own, its output in a file."""
+    import metrics
+    import train_learned_prior
+    import visualize
+    from utils import run_command
+
+    os.environ.update(environment)
+    with open(output, "a") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    for owner, attribute, name in (
+        (metrics, "evaluate", "validating"),
+        (torch, "save", "saving"),
+        (os, "replace", "renaming"),
+        *((visualize, attribute, "drawing") for attribute in ("save_gif", "save_grid", "plot_curves")),
+    ):
+        watch(phase, owner, attribute, name)
+    sys.argv = ["train_learned_prior.py", *map(str, flags)]
+    run_command(train_learned_prior.main)
+
+
+class Training:
+    """A training by one process or several."""
+
+    def __init__(self, flags, output, n_processes):
+        self.output, context = output, multiprocessing.get_context("fork")
+        self.phase = context.Value("i", 0, lock=False)  # of rank 0
+        environments = [{}]
+        if n_processes > 1:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.getsockname()[1], "WORLD_SIZE": n_processes}
+            environments = [where | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(n_processes)]
+        self.processes = []
+        for environment in environments:
+            phase = context.Value("i", 0, lock=False) if self.processes else self.phase
+            words = {name: str(value) for name, value in environment.items()}
+            self.processes.append(context.Process(target=train, args=(flags, output, phase, words)))
+            self.processes[-1].start()
+
+    def ended(self):
+        """Whether no process runs any more."""
+        return not any(process.is_alive() for process in self.processes)
+
+    def wait(self, seconds=120, phase=None):
+        """Wait for its end, for a phase, or for some time; whether it has ended."""
+        until = time.monotonic() + seconds
+        while not self.ended() and time.monotonic() < until and (phase is None or PHASES[self.phase.value] != phase):
+            time.sleep(0.0005)
+        return self.ended()
+
+    def kill(self, rng):
+        """Kill its processes in a random order, all at once or one a little before the others."""
+        pause = rng.choice((0, rng.uniform(0, 0.2)))
+        for k, process in enumerate(rng.sample(self.processes, len(self.processes))):
+            time.sleep(pause if k else 0)
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def check(self):
+        """Every process must have ended well."""
+        for process in self.processes:
+            process.join()
+        assert not any(process.exitcode for process in self.processes), self.output.read_text()
 
 
 def progress(run):
-    """(epoch, step) of a run's last.pt, (0, 0) before the first save. Raises where it does not load."""
-    path = run / "last.pt"
-    if not path.exists():
+    """(epoch, step) of a run's last.pt, (0, 0) before the first save. Raises where a checkpoint does not load."""
+    if (run / "best.pt").exists():
+        torch.load(run / "best.pt", weights_only=True)
+    if not (run / "last.pt").exists():
         return 0, 0
-    state = torch.load(path, weights_only=True)["state"]
+    state = torch.load(run / "last.pt", weights_only=True)["state"]
     return state["epoch"], state["step"]
 
 
@@ -55,56 +133,63 @@ def same(a, b):
     return weights and a[1] == b[1]
 
 
+def disturbed(run, start, kills, rng, longest):
+    """Train to the end, killed at most `kills` times; the phases in which it was."""
+    at, phases = (0, 0), []
+    while True:
+        training = start("--resume", run) if at > (0, 0) else start("--log_dir", run)
+        # With no kill left to do, or no work left to lose, it runs to its end.
+        if len(phases) == kills or at >= (NITER, 0) or training.wait(rng.uniform(0, 0.4 * longest)):
+            assert training.wait(), "it hangs"
+            training.check()
+            return phases
+        before, aim = progress(run), rng.choice(PHASES)
+        if not training.wait(longest, aim):
+            time.sleep(rng.uniform(0, 0.01))
+        phases.append(PHASES[training.phase.value])
+        training.kill(rng)
+        now = progress(run)
+        assert at <= before <= now, (at, before, now)
+        at = now
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument(
-        "--data_root", type=Path, default=ROOT / "data/pushing_sample", help="a few clips of it are used"
-    )
+    parser.add_argument("--data_root", type=Path, default=ROOT / "data/pushing_sample", help="a few clips of it are used")
     args = parser.parse_args()
-    rng, began, kills, runs, unequal, longest = random.Random(args.seed), time.monotonic(), 0, 0, 0, 0.0
+    import torch._dynamo  # the optimiser imports it, which takes longer than the training
+
+    import train_learned_prior  # noqa: F401
+
+    torch.set_num_threads(1)
+    rng, began, counts, runs, unequal = random.Random(args.seed), time.monotonic(), collections.Counter(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for split, n in (("train", 6), ("validate", 2)):
             for clip in sorted(args.data_root.glob(f"{split}/*/*/"))[:n]:
                 shutil.copytree(clip, work / "data" / clip.relative_to(args.data_root))
-        flags = f"--data_root {work}/data {TINY} {RUN}".split()
-        command = [sys.executable, str(ROOT / "train_learned_prior.py")]
-        process = start(command, *flags, "--log_dir", work / "undisturbed")
-        first = time.monotonic()
-        _, error = process.communicate()
-        assert process.returncode == 0, error.decode()
-        longest = time.monotonic() - first
-        wanted = outcome(work / "undisturbed")
-
-        while kills < args.kills:
-            runs, run, at = runs + 1, work / f"run{runs}", (0, 0)
-            while True:
-                go_on = ["--resume", run] if at > (0, 0) else [*flags, "--log_dir", run]
-                process = start(command, *go_on)
-                try:
-                    # With no kill left to do, or no work left to lose, it runs to its end.
-                    wait = rng.uniform(0, 0.2 * longest) if kills < args.kills and at < (NITER, 0) else None
-                    _, error = process.communicate(timeout=wait)
-                    assert process.returncode == 0, error.decode()
-                    break
-                except subprocess.TimeoutExpired:
-                    before = progress(run)
-                    process.kill()
-                    process.communicate()
-                    kills += 1
-                    now = progress(run)
-                    assert at <= before <= now, (at, before, now)
-                    at = now
-                    print(f"kill {kills}: last.pt loads, (epoch, step) = {at}", flush=True)
+        flags = f"--data_root {work}/data --batch_size {2 * args.processes} {TINY} {RUN}".split()
+        start = lambda flag, run: Training(
+            [flag, run, *(flags if flag == "--log_dir" else [])], work / "output", args.processes
+        )
+        training, first = start("--log_dir", work / "undisturbed"), time.monotonic()
+        training.wait()
+        training.check()
+        longest, wanted = time.monotonic() - first, outcome(work / "undisturbed")
+        while counts.total() < args.kills:
+            runs, run = runs + 1, work / f"run{runs}"
+            phases = disturbed(run, start, args.kills - counts.total(), rng, longest)
+            counts.update(phases)
             equal = same(outcome(run), wanted)
             unequal += not equal
-            print(f"run {runs} ended {'as' if equal else 'UNLIKE'} the undisturbed one", flush=True)
+            print(f"run {runs}: {len(phases)} kills, ended {'as' if equal else 'UNLIKE'} the undisturbed one", flush=True)
             shutil.rmtree(run)
-    print(
-        f"{kills} kills, {kills} loads; {runs - unequal} of {runs} runs equal the undisturbed one; {time.monotonic() - began:.0f} s"
-    )
+    print(", ".join(f"{counts[phase]} {phase}" for phase in PHASES))
+    kills, seconds = counts.total(), time.monotonic() - began
+    print(f"{kills} kills, {kills} loads; {runs - unequal} of {runs} runs equal the undisturbed one; {seconds:.0f} s")
     return unequal > 0
 
 

@@ -1,11 +1,9 @@
-"""compare_runs.py, the recipes, what_if and --tensorboard."""
+"""compare_runs, what_if and --tensorboard."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,17 +15,13 @@ from PIL import Image
 from scipy import stats
 
 import metrics
-import options
 import visualize
 import what_if
 from dataset import open_split
-from scripts.data import make_dancer
-from scripts.measure import compare_runs
+from scripts.measure import compare_runs, report, runs
 from scripts.measure import pushes as measure_pushes
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
-
-RECIPES = sorted((ROOT / "scripts/recipes").glob("0*.sh"))
 
 
 def change(folder, copy, edit, noise=0.0):
@@ -104,13 +98,66 @@ def test_what_cannot_be_compared(trained, tmp_path):
     (unfinished / "best.pt").unlink()
     begun.mkdir()
     shutil.copy(unfinished / "args.json", begun)
-    for runs, part in (
+    for folders, part in (
         ([tmp_path], "not a run directory"),
         ([unfinished / "last.pt"], "not a run directory"),
         ([unfinished, begun], "finished an epoch"),
     ):
-        result = run("-m", "scripts.measure.compare_runs", *runs, "--out", tmp_path / "out")
+        result = run("-m", "scripts.measure.compare_runs", *folders, "--out", tmp_path / "out")
         assert result.returncode == 2 and part in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("text", [
+    "\n", "[]", "\xff", "[" * 100_000, '{"args": 1, "model": {}}', '{"args": {}, "model": {}}',
+    '{"args": {"seed": [1], "niter": 2}, "model": {"name": "svg"}}', '{"args": {"seed": 1, "niter": "2"}, "model": {"name": "svg"}}',
+    '{"args": {"seed": 1, "niter": 2}, "model": {}}', '{"args": {"seed": 1, "niter": 2}, "model": {"name": {}}}',
+    "epoch,psnr\nx,1\n", "epoch,psnr\n1,1e999\n", "epoch,psnr\n1,2,3\n", "epoch,psnr\n1,2\n1,2\n", "psnr\n1\n",
+    "epoch,psnr\n1,\x00" + "9" * 200_000,
+])  # fmt: skip
+def test_odd_files_of_a_run(trained, tmp_path, text):
+    """args.json or log.csv that no train command wrote: one line."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained["fixed"] / "args.json", folder)
+    name = "log.csv" if text.startswith(("epoch", "psnr", "\xff")) else "args.json"
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="run: args.json or log.csv is damaged"):
+        runs.Run(folder)
+    shutil.copy(trained["fixed"] / name, folder)
+    assert len(runs.Run(folder).log) == (2 if name == "log.csv" else 0)
+
+
+class Text(HTMLParser):
+    """The elements, attributes and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_markup_and_mathematics_in_names_are_text(trained, tiny_data, tmp_path, monkeypatch):
+    """The name of a run, of a data set and of a setting stand in the page as they are, as elements and as attributes."""
+    odd = """<u a="'">&amp; $\\frac$"""
+    (tmp_path / odd).symlink_to(tiny_data)
+    edit = lambda number: lambda args: args.update({odd: number, "data_root": str(tmp_path / odd), "cut": f"<s>{odd}"})
+    folders = [change(trained["fixed"], tmp_path / f"{odd}{k}", edit(k)) for k in range(3)]
+    flags = ["--out", tmp_path / "out", "--num_workers", 0, "--precision", "fp32", "--n_clips", 2, "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["compare_runs", *map(str, [*folders, *flags])])
+    compare_runs.main()
+    page = Text((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert not {"u", "s"} & page.tags
+    for text in (f"{odd}0", f"B {odd}1", f"<s>{odd}", f"Scores on {tmp_path}/{odd}", f"Highest: A {odd}0"):
+        assert text in page.text, text
+    assert Text(report.picture(tmp_path / "out/curves.png", odd)).attributes[1] == ("alt", odd)
+    assert Text(report.element("td", odd, title=odd)).attributes == [("title", odd)]
 
 
 def test_a_difference_and_noise():
@@ -125,105 +172,24 @@ def test_a_difference_and_noise():
 
     group = lambda *psnr: SimpleNamespace(values=lambda which, metric: np.array(psnr))
     reference = group(20.0, 20.1, 19.9)
-    assert compare_runs.verdict(group(20.1, 20.3, 19.9), reference).endswith("cannot be told from noise")
-    assert "cannot" not in compare_runs.verdict(group(21.0, 21.1, 20.9), reference)
-    assert compare_runs.verdict(group(25.0), reference) == "+5.00, one seed: cannot be told"
-    assert compare_runs.common_name(["lp-seed1", "lp-seed12"]) == "lp"
-    assert compare_runs.common_name(["a", "b"]) == "a + b"
+    assert runs.verdict(group(20.1, 20.3, 19.9), reference).endswith("cannot be told from noise")
+    assert "cannot" not in runs.verdict(group(21.0, 21.1, 20.9), reference)
+    assert runs.verdict(group(25.0), reference) == "+5.00, one seed: cannot be told"
+    assert runs.common_name(["lp-seed1", "lp-seed12"]) == "lp"
+    assert runs.common_name(["a", "b"]) == "a + b"
 
 
 def test_models_of_different_kinds_have_tables_of_their_own():
     group = lambda **settings: SimpleNamespace(settings=settings)
     a, b, c = group(name="svg", lr=1), group(name="pose_cvae", lr=1, F_dim=8), group(name="svg", lr=2)
-    assert compare_runs.by_model([a, b, c]) == [[a, c], [b]]
-    assert compare_runs.differing([a, c]) == ["lr"]
+    assert runs.by_model([a, b, c]) == [[a, c], [b]]
+    assert runs.differing([a, c]) == ["lr"]
 
 
 def test_a_long_clip_is_thinned():
     clip = {"truth": np.arange(240), "a": np.arange(240)}
     assert len(visualize.thin(clip)["a"]) == 60 and (np.diff(visualize.thin(clip)["truth"]) == 4).all()
     assert len(visualize.thin({"a": np.arange(64)})["a"]) == 64
-
-
-# Recipes.
-
-
-def recipe_command(recipe, *flags):
-    """The command line that a recipe would run: [command, flags ...]."""
-    env = {**os.environ, "PYTHON": "echo"}
-    return subprocess.run(["bash", recipe, *flags], capture_output=True, text=True, check=True, env=env).stdout.split()
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_parses_and_small_keeps_its_shape(recipe):
-    parsed = []
-    for flags in ([], ["--small"]):
-        command, *words = recipe_command(recipe, *flags, "--data_root", "D", "--seed", "4")
-        parser = options.pose_parser if command == "train_pose.py" else options.training_parser
-        parsed.append(options.parse_training(parser(""), words))
-        assert (ROOT / command).exists() and parsed[-1].data_root == "D" and parsed[-1].seed == 4
-        assert parsed[-1].log_dir.endswith(f"{recipe.stem}{'-small' if flags else ''}-seed4")
-    full, small = parsed
-    size = "F_dim" if command == "train_pose.py" else "width"
-    assert getattr(small, size) < getattr(full, size) and small.niter < full.niter
-    for name in ("tfr_start_decay_epoch", "tfr_end_decay_epoch", *["fast_train_epoch"] * full.fast_train):
-        a, b = getattr(full, name), getattr(small, name)
-        assert (a is None) == (b is None)
-        assert a is None or abs(a / full.niter - b / small.niter) <= 0.5 / small.niter
-    assert small.tfr_decay_step * small.niter == pytest.approx(full.tfr_decay_step * full.niter)
-    cycles = [args.kl_anneal_cycle / (args.niter if args.kl_anneal_cycle > 3 else 1) for args in parsed]
-    assert cycles[0] == cycles[1] <= 3
-    for name in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
-        assert getattr(full, name) == getattr(small, name)
-    if command == "train_pose.py":
-        assert small.n_eval == make_dancer.get_parser().get_default("frames")
-
-
-def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
-    flags = ["--small", "--data_root", tiny_data, "--n_future", 4, "--epoch_size", 1, *TINY]
-    recipe = ROOT / "scripts/recipes/002_zero_tail_cycles.sh"
-    env = {**os.environ, "PYTHON": sys.executable, "RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    last = tmp_path / "002_zero_tail_cycles-small-seed1/last.pt"
-    for niter in (1, 2):
-        command = ["bash", recipe, *flags, "--niter", niter]
-        subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
-        assert torch.load(last, weights_only=True)["state"]["epoch"] == niter
-    before = last.stat().st_mtime_ns
-    subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=200)
-    assert last.stat().st_mtime_ns == before, "a finished run is left alone"
-
-
-def test_a_recipe_reads_flags_as_the_commands_do():
-    recipe = ROOT / "scripts/recipes/001_fp_cyclical.sh"
-    apart, together = (
-        recipe_command(recipe, *flags)
-        for flags in (["--small", "--niter", "3", "--seed", "2"], ["--small", "--num_epoch=3", "--seed=2"])
-    )
-    assert apart == together and "runs/recipes/001_fp_cyclical-small-seed2" in apart
-    for flags, words in ((["--seed"], "--seed: expected one argument"), (["--niter", "abc"], "--niter abc")):
-        result = subprocess.run(["bash", recipe, *flags], capture_output=True, text=True)
-        assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
-
-
-def test_all_recipes_and_their_report(tmp_path):
-    """all.sh with a stand-in for Python that notes its command and leaves args.json where a training would."""
-    python, log = tmp_path / "python", tmp_path / "commands"
-    python.write_text(f"""#!/bin/bash
-echo "$@" >> {log}
-while [ $# -gt 1 ]; do [ "$1" = --log_dir ] && mkdir -p "$2" && touch "$2/args.json"; shift; done
-""")
-    python.chmod(0o755)
-    env = {**os.environ, "PYTHON": str(python), "RUNS": str(tmp_path / "runs"), "JOBS": "2", "POSE_ROOT": "POSES"}
-    command = ["bash", ROOT / "scripts/recipes/all.sh", "--small", "--cond", "action"]
-    subprocess.run([*map(str, command)], check=True, capture_output=True, env=env, timeout=100)
-    *trainings, report = log.read_text().splitlines()
-    assert report.startswith("-m scripts.measure.compare_runs") and report.count("-small-seed") == len(trainings)
-    assert all("--cond action" in line for line in trainings)
-    assert all(("POSES" in line) == ("train_pose.py" in line) == ("--width 8" not in line) for line in trainings)
-    seeds = {recipe.stem: sum(f"/{recipe.stem}-small-seed" in line for line in trainings) for recipe in RECIPES}
-    assert set(seeds.values()) == {1, 3} and sum(seeds.values()) == len(trainings)
-    assert all(seeds[f"000_{name}"] == 3 for name in ("monotonic", "cyclical", "no_annealing", "learned_prior"))
-    assert seeds["001_no_teacher_forcing"] == seeds["001_fp_cyclical"] == 3
 
 
 # What if.
@@ -331,13 +297,13 @@ def test_generate_what_if(trained, tiny_data, tmp_path):
 def test_what_keeps_runs_apart(trained, tmp_path):
     """Edited code is no second seed; 1 -> 5 and 2 -> 4 frames of the same clips are other tasks."""
     copy = change(trained["fixed"], tmp_path / "copy", lambda args: None)
-    settings = [compare_runs.Run(folder).settings for folder in (trained["fixed"], copy)]
+    settings = [runs.Run(folder).settings for folder in (trained["fixed"], copy)]
     described = json.loads((copy / "args.json").read_text())
     (copy / "args.json").write_text(json.dumps(described | {"code": "edited"}))
-    assert settings[0] == settings[1] != compare_runs.Run(copy).settings
+    assert settings[0] == settings[1] != runs.Run(copy).settings
     picture = {"truth": np.zeros((6, 64, 64, 3), np.uint8)}
-    one, same, other = (SimpleNamespace(clips=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
-    assert compare_runs.same_clips(one, same) and not compare_runs.same_clips(one, other)
+    one, same, other = (SimpleNamespace(pictures=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
+    assert runs.same_clips(one, same) and not runs.same_clips(one, other)
 
 
 @pytest.mark.parametrize("kind", ["action+position", "action", "position"])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -90,7 +91,7 @@ def test_every_variant_is_one_change_and_the_table_tells_noise_from_difference(t
     result = run(*command, *flags, "--width", 2)
     assert result.returncode == 2 and "trained with --width 4, not 2" in result.stderr
 
-    scores = lambda *psnr: {"psnr": torch.tensor(psnr), "ssim": torch.tensor(psnr) / 100}
+    scores = lambda *psnr: {"psnr": np.array(psnr), "ssim": np.array(psnr) / 100}
     rows = table(
         {"a": scores(20.0, 20.1, 20.2), "b": scores(20.1, 20.0, 20.3), "c": scores(22.0, 22.1, 22.2)}
     ).splitlines()

@@ -9,8 +9,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from dataset import check_size, is_clip_name, is_packed, read_array, read_clips, read_index, read_pngs, read_strip
+from dataset import read_pngs, read_strip
 from options import Parser, natural
+from packed import check_size, is_clip_name, is_packed, read_array, read_clips, read_index
 from scripts.data.pack_dataset import SPLITS, csv_files_of, in_workers
 from utils import UserError, read_csv, run_command
 

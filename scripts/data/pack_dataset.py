@@ -22,21 +22,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import (
-    CSV_FILES,
-    PACKED_VERSION,
-    SIZE,
-    ClipDataset,
-    PackedDataset,
-    is_clip_name,
-    is_packed,
-    read_array,
-    read_index,
-    read_pngs,
-    read_strip,
-)
+from dataset import CSV_FILES, ClipDataset, PackedDataset, read_pngs, read_strip
 from loading import guarded, ignore_signals
 from options import Parser, natural
+from packed import PACKED_VERSION, SIZE, is_clip_name, is_packed, read_array, read_index
 from utils import UserError, count_frames, locked, read_csv, run_command, write_json
 
 SPLITS = ("train", "validate", "test")

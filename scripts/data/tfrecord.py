@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from dataset import SIZE
+from packed import SIZE
 
 N_ACTION, N_POSITION = 4, 3
 

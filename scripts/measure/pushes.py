@@ -3,7 +3,6 @@
 python -m scripts.measure.pushes --model_path RUN/best.pt --n_clips 128
 """
 
-
 import numpy as np
 
 import metrics
@@ -16,6 +15,9 @@ from utils import UserError, autocast, choose_machine, run_command
 
 NEAR, SATURATED = 0.033, 0.45  # a pixel shows an object of a hue where its own is so near and its saturation above this
 PUSHED = 2.0  # pixels from the last given frame to the last
+LEGEND = f"""
+pushed: the pixels of a colour move by more than {PUSHED:g} on average and stay in sight; overlap: intersection over union
+of the true and the predicted pixels of that colour in the last frame"""
 SEEN = 12  # pixels of the colour in the last given frame; in the last one 0.7 to 1.4 times as many, else something hides it
 
 
@@ -24,11 +26,8 @@ def colour_masks(frames):
     rgb = frames.astype(np.float32) / 255
     brightest, chroma = rgb.max(-1), np.ptp(rgb, -1) + 1e-6
     red, green, blue = np.moveaxis(rgb, -1, 0)
-    sector = np.where(
-        brightest == red,
-        (green - blue) / chroma,
-        np.where(brightest == green, 2 + (blue - red) / chroma, 4 + (red - green) / chroma),
-    )
+    sector = np.where(brightest == green, 2 + (blue - red) / chroma, 4 + (red - green) / chroma)
+    sector = np.where(brightest == red, (green - blue) / chroma, sector)
     coloured = (chroma > SATURATED * brightest) & (chroma > 0.15)
     apart = lambda hue: np.abs((sector / 6 - hue + 0.5) % 1 - 0.5)
     return np.stack([coloured & (apart(hue) < NEAR) for hue in HUES[1:]])
@@ -70,17 +69,12 @@ def main():
     if not n:
         raise UserError(f"--data_root {data.root}: no coloured object is seen to be pushed; simulated clips are wanted")
 
-    print(
-        f"\n{n} pushed objects in {n_clips} clips of {data.root} ({' + '.join(args.split)}),"
-        f" {data.n_frames - model.n_past} frames, {args.model_path}\n"
-    )
+    where, what = f"{data.root} ({' + '.join(args.split)})", f"{data.n_frames - model.n_past} frames, {args.model_path}"
+    print(f"\n{n} pushed objects in {n_clips} clips of {where}, {what}\n")
     print(f"{'':18}{'go half the way':>16}{'median way':>12}{'overlap':>10}")
     for row, (share, overlap) in rows.items():
         print(f"{row:18}{np.mean(share > 0.5):16.0%}{np.median(share):12.0%}{overlap.mean():10.2f}")
-    print(
-        f"\npushed: the pixels of a colour move by more than {PUSHED:g} on average and stay in sight; overlap: intersection"
-        " over union\nof the true and the predicted pixels of that colour in the last frame"
-    )
+    print(LEGEND)
 
 
 if __name__ == "__main__":

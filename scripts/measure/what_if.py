@@ -3,7 +3,6 @@
 python -m scripts.measure.what_if --model_path RUN/best.pt --split test validate
 """
 
-
 import numpy as np
 
 import metrics
@@ -18,6 +17,9 @@ FAINT = 16  # a predicted arm is blurred: its tips are where a pixel has become 
 SEEN = 0.25  # the tips are seen elsewhere in a frame with at least this share of their magenta in the last given one
 MOVED = 1.0  # pixels
 ROOM = 0.05  # metres to where the data's positions end
+LEGEND = f"""
+follows: until they are last seen the tips move by more than {MOVED:g} pixel that way; with room: clips that start more than
+{100 * ROOM:g} cm from where the positions of all clips end; no action: the same direction under none"""
 
 
 def magenta(frames):
@@ -80,37 +82,31 @@ def main():
     motion, true_moves = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(true_moves)
     positions = np.concatenate(positions)
     if np.isnan(motion["truth"]).any():
-        raise UserError(
-            f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted"
-        )
+        raise UserError(f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted")
 
-    n = len(true_moves)
-    print(f"\n{n} clips of {data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}\n")
-    far = np.abs(true_moves) > 0.03
+    title = f"{data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}"
+    print(f"\n{len(true_moves)} clips of {title}\n")
+    print_results(motion, true_moves, positions, n_past)
+
+
+def print_results(motion, true_moves, positions, n_past):
+    """The table of motions {plan: (N, 2)}, and how well the true clips' motion is measured, true_moves (N, 2) in metres."""
     for axis, name in enumerate("xy"):
-        measured, moved = motion["truth"][far[:, axis], axis], true_moves[far[:, axis], axis]
-        print(
-            f"true clips that move by more than 3 cm in {name}: {np.mean(np.sign(measured) == np.sign(moved)):.0%} of"
-            f" {len(moved)} seen to move that way, correlation {np.corrcoef(measured, moved)[0, 1]:.2f}"
-        )
+        far = np.abs(true_moves[:, axis]) > 0.03
+        measured, moved = motion["truth"][far, axis], true_moves[far, axis]
+        agree, r = np.mean(np.sign(measured) == np.sign(moved)), np.corrcoef(measured, moved)[0, 1]
+        print(f"true clips that move by more than 3 cm in {name}: {agree:.0%} of {len(moved)} seen to move that way, correlation {r:.2f}")
     print(f"\n{'command':12}{'follows':>9}{'median':>11}{'with room':>12}{'clips':>7}{'no action':>12}")
     follows, free = [], []
     for label, direction in what_if.DIRECTIONS.items():
         if any(direction):
-            along, still, reach = motion[label] @ direction, motion["none"] @ direction, positions @ direction
+            along, still, reach = (x @ direction for x in (motion[label], motion["none"], positions))
             room = reach.max() - reach[:, n_past - 1] > ROOM
             follows.append(along > MOVED)
             free.append(follows[-1][room])
-            print(
-                f"{label:12}{follows[-1].mean():9.0%}{np.median(along):8.1f} px{free[-1].mean():12.0%}{room.sum():7}"
-                f"{np.mean(still > MOVED):12.0%}"
-            )
+            print(f"{label:12}{follows[-1].mean():9.0%}{np.median(along):8.1f} px{free[-1].mean():12.0%}{room.sum():7}{np.mean(still > MOVED):12.0%}")
     free = np.concatenate(free)
-    print(f"{'all':12}{np.mean(follows):9.0%}{'':11}{free.mean():12.0%}{len(free):7}")
-    print(
-        f"\nfollows: until they are last seen the tips move by more than {MOVED:g} pixel that way; with room: clips that start more than"
-        f" {100 * ROOM:g} cm from where the positions of all clips end; no action: the same direction under none"
-    )
+    print(f"{'all':12}{np.mean(follows):9.0%}{'':11}{free.mean():12.0%}{len(free):7}\n{LEGEND}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# Document 001, SVG-LP with cyclical KL annealing. Reported as curves, without a figure.
-epochs=280
-source "$(dirname "$0")/_common.sh"
-train train_learned_prior.py "${classic[@]}" --beta 1 --lr 0.001 --batch_size 16 --epoch_size 300 \
-    --kl_anneal cyclical --kl_anneal_cycle 3 --kl_anneal_per epoch \
-    --tfr_start_decay_epoch "$(epoch 50)" --tfr_decay_step "$(an_epoch 0.005)"
