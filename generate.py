@@ -3,9 +3,11 @@
 The checkpoint says what model it is and what it was trained on; nothing about the model is typed again.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 import metrics
@@ -28,11 +30,12 @@ def get_parser():
     parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
     parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
-    parser.add_argument("--n_samples", type=options.count, default=10, help="futures a clip")
+    parser.add_argument("--n_samples", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
     parser.add_argument(
         "--n_show", type=options.natural, default=4, help="clips to picture, from the best predicted to the worst"
     )
+    parser.add_argument("--video", choices=("gif", "mp4"), default="gif", help="the form of the moving pictures")
     parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
     parser.add_argument("--seed", type=options.natural, default=1, help="of the noise")
     parser.add_argument(
@@ -60,98 +63,126 @@ def main():
     args = get_parser().parse_args()
     if (args.what_if or args.actions) and not args.n_show:
         raise UserError("--n_show 0: leaves --what_if nothing to picture; give a number of clips")
+    if args.video == "mp4":
+        visualize.require_mp4()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
-    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, args.cuts)
-    root, cond, n_future = data.root, trained["cond"], data.n_frames - model.n_past
+    cuts = args.cuts or own_cuts(args, trained)
+    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, cuts)
+    out = Path(args.log_dir or default_folder(args))
+    make_folder(out)  # now, rather than when all is computed
+    protocol = dict(
+        model_path=args.model_path, data_root=str(data.root), split=args.split, clips=len(data), cond=trained["cond"], n_past=model.n_past,
+        n_future=data.n_frames - model.n_past, n_samples=args.n_samples, seed=args.seed, precision=str(precision)[6:], device=str(device),
+        interval="95 %, Student's t over clips", sample="mean over the samples of a clip",
+        best_of_n="each clip's best sample, chosen for PSNR and for SSIM separately",
+    )  # fmt: skip
+    with autocast(device, precision):
+        work = show_what_if if args.what_if or args.actions else score
+        work(args, model, data, protocol, out)
+
+
+def own_cuts(args, trained):
+    """The --cuts of a run's training, where its training recordings are predicted."""
+    same_data = args.data_root is None or Path(args.data_root).resolve() == Path(trained["data_root"]).resolve()
+    return trained.get("cuts") if args.split == "train" and same_data else None
+
+
+def default_folder(args):
+    """results/RUN-SPLIT, with what else tells two commands' results apart."""
     words = [Path(args.model_path).absolute().parent.name, args.split]
     words += [Path(args.data_root).name] if args.data_root else []
     words += [str(args.n_future)] if args.n_future else []
-    out = Path(args.log_dir or f"results/{'-'.join(words)}")
-    make_folder(out)  # now, rather than when all is computed
-    if args.what_if or args.actions:
-        return show_what_if(args, model, data, cond, precision, out)
+    return f"results/{'-'.join(words)}"
 
-    loader = make_loader(data, args.num_workers, device, batch_size=args.batch_size)
-    bar = tqdm(total=len(data) * args.n_samples, desc="predicting", unit=" futures", leave=False)
-    with autocast(device, precision), bar:
-        scores, pictures = metrics.evaluate(model, batches(loader, device), args.n_samples, args.seed, bar.update)
 
-    protocol = dict(
-        model_path=args.model_path, data_root=str(root), split=args.split, clips=len(data), cond=cond, n_past=model.n_past, n_future=n_future,
-        n_samples=args.n_samples, seed=args.seed, precision=str(precision)[6:], device=str(device), interval="95 %, Student's t over clips",
-        sample="mean over the samples of a clip", best_of_n="each clip's best sample, chosen for PSNR and for SSIM separately",
-    )  # fmt: skip
-    values = {row: metrics.summarise(row, scores[row]) for row in metrics.ROWS}
-    per_step = {row: metrics.per_step(v) for row, v in values.items()}
-    clip_values = {row: {metric: x.mean(1) for metric, x in v.items()} for row, v in values.items()}
-    total = {row: {metric: metrics.interval(x) for metric, x in v.items()} for row, v in clip_values.items()}
-    per_clip = [
-        {"clip": data.name(k)}
-        | {row: {metric: x[k].item() for metric, x in v.items()} for row, v in clip_values.items()}
-        for k in range(len(data))
-    ]
+def score(args, model, data, protocol, out):
+    """Score every clip, write the scores, then the pictures, and print the tables."""
+    clips = range(len(data))
+    with tqdm(total=len(data) * args.n_samples, desc="predicting", unit=" futures", leave=False) as bar:
+        scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0, progress=bar.update)
+    total, per_clip, per_step = summarise(scores, [data.name(k) for k in clips])
     write_json(out / "metrics.json", {"protocol": protocol, **total, "per_clip": per_clip, "per_step": per_step})
 
-    title = f"{data.root.name}/{args.split}, {len(data)} clips, --cond {cond}"
+    clear(out, r"psnr_per_step\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
+    title = f"{data.root.name}/{args.split}, {len(data)} clips, --cond {protocol['cond']}"
     visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
-    ranking = clip_values["best_of_n"]["psnr"].argsort(descending=True).tolist()
-    shown = sorted({round(r) for r in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))})
-    every = -(-(model.n_past + n_future) // 32)
-    clear(out, "samples.gif", "sample_[0-9]*.gif", "sample_[0-9]*.png")
-    for rank in shown:
-        k = ranking[rank]
-        visualize.save_gif(out / f"sample_{k}.gif", [pictures[k]], model.n_past, scale=3)
-        visualize.save_grid(out / f"sample_{k}.png", list(pictures[k].items()), model.n_past, every=every)
+    ranking = sorted(clips, key=lambda k: per_clip[k]["best_of_n"]["psnr"], reverse=True)
+    ranks = {round(rank) for rank in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))}
+    shown = [ranking[rank] for rank in sorted(ranks)]
     if shown:
-        best_first = [pictures[ranking[rank]] for rank in shown]
-        visualize.save_gif(out / "samples.gif", best_first, model.n_past, [f"clip {ranking[rank]}" for rank in shown])
+        show(args, model, data, shown, scores["sample"]["psnr"].mean(2).argmax(0), out)
     print_tables(protocol, total, per_step, per_clip)
-    if cond == "pose":
-        for k, clip in enumerate(per_clip):
-            print(f"PSNR for testing sequence{k + 1}: {clip['sample']['psnr']:.3f}")
-        print(f"AVG: {total['sample']['psnr']['mean']:.3f}\n")
-    names = ", ".join(f"sample_{ranking[rank]}" for rank in shown)
+    names = ", ".join(f"sample_{k}" for k in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"
-        + (f", samples.gif, and .gif and .png of {names} (best predicted clip first)" if shown else "")
+        + (f", samples.{args.video}, and .{args.video} and .png of {names} (best predicted clip first)" if shown else "")
     )
 
 
-def clear(out, *patterns):
+def evaluate(args, model, data, clips, n_samples, **kwargs):
+    """metrics.evaluate on some of the clips, by their numbers."""
+    device = next(model.parameters()).device
+    sampler = BatchSampler(clips, args.batch_size, drop_last=False)
+    loaded = batches(make_loader(data, args.num_workers, device, batch_sampler=sampler), device)
+    return metrics.evaluate(model, loaded, n_samples, args.seed, clips=clips, **kwargs)
+
+
+def summarise(scores, names):
+    """metrics.json's scores in all, a clip and a step, from those of metrics.evaluate."""
+    values = {row: metrics.summarise(row, scores[row]) for row in metrics.ROWS}
+    of_clips = {row: {metric: x.mean(1) for metric, x in v.items()} for row, v in values.items()}
+    total = {row: {metric: metrics.interval(x) for metric, x in v.items()} for row, v in of_clips.items()}
+    clip = lambda k: {row: {metric: x[k].item() for metric, x in v.items()} for row, v in of_clips.items()}
+    per_clip = [{"clip": name} | clip(k) for k, name in enumerate(names)]
+    return total, per_clip, {row: metrics.per_step(v) for row, v in values.items()}
+
+
+def show(args, model, data, shown, best, out):
+    """Write the pictures of some clips, by their numbers. They are predicted once more: to keep all would fill the memory.
+
+    best (N,) is the number of each clip's best sample; those beyond are left out.
+    """
+    n_samples = min(args.n_samples, max(2, 1 + best[shown].max().item()))
+    _, pictures = evaluate(args, model, data, shown, n_samples)
+    for k, picture in zip(shown, pictures):
+        visualize.save_video(out / f"sample_{k}.{args.video}", [picture], model.n_past, scale=3)
+        visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), model.n_past, every=-(-data.n_frames // 32))
+    visualize.save_video(out / f"samples.{args.video}", pictures, model.n_past, [f"clip {k}" for k in shown])
+
+
+def clear(out, pattern):
     """Remove the pictures of an earlier run, which would pass for this one's."""
-    for pattern in patterns:
-        for old in out.glob(pattern):
+    for old in out.iterdir():
+        if re.fullmatch(pattern, old.name):
             old.unlink()
 
 
-def show_what_if(args, model, data, cond, precision, out):
+def show_what_if(args, model, data, protocol, out):
     """Write the pictures of --what_if and --actions."""
-    actions, _ = what_if.read_conditions(data, cond)
-    n_future = data.n_frames - model.n_past
-    plans = what_if.directions(actions, n_future) if args.what_if else {}
+    actions, _ = what_if.read_conditions(data, protocol["cond"])
+    plans = what_if.directions(actions, protocol["n_future"]) if args.what_if else {}
     for path in args.actions:
         name = Path(path).stem
-        if name in ("truth", "true actions", *plans):
+        if name in (*visualize.TRUE_ROWS, "true actions", *plans):
             raise UserError(f"--actions {path}: the name {name} is taken by another row; rename the file")
-        plans[name] = what_if.read_actions(path, n_future, actions.shape[2])
+        plans[name] = what_if.read_actions(path, protocol["n_future"], actions.shape[2])
     clips = list(range(min(args.n_show, len(data))))
-    with autocast(next(model.parameters()).device, precision):
-        videos = what_if.imagine(model, data, cond, clips, plans, args.seed)
+    videos = what_if.imagine(model, data, protocol["cond"], clips, plans, args.seed)
     videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
-    pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(clips))]
-    clear(out, "what_if_[0-9]*.png")
-    for k, picture in zip(clips, pictures):
+    pictures = [{label: video[b] for label, video in videos.items()} for b in clips]
+    clear(out, r"what_if\.(gif|mp4)|what_if_\d+\.png")
+    for k, picture in enumerate(pictures):
         visualize.save_grid(out / f"what_if_{k}.png", list(picture.items()), model.n_past)
-    visualize.save_gif(out / "what_if.gif", pictures, model.n_past, [f"clip {k}" for k in clips])
+    visualize.save_video(out / f"what_if.{args.video}", pictures, model.n_past, [f"clip {k}" for k in clips])
     for label, steps in plans.items():
         print(f"{label:12} mean action {', '.join(f'{value:.4g}' for value in steps.mean(0).tolist())}")
-    print(f"wrote {out}/what_if.gif and what_if_K.png of clips {', '.join(map(str, clips))}")
+    print(f"wrote {out}/what_if.{args.video} and what_if_K.png of clips {', '.join(map(str, clips))}")
 
 
 def print_tables(protocol, total, per_step, per_clip, most_clips=32):
     """Print the scores: in all, a step, a clip."""
-    labels = {row: label.format(n=protocol["n_samples"]) for row, (label, _, _) in visualize.LINES.items()}
+    labels = {row: label.format(n=protocol["n_samples"]) for row, (label, *_) in visualize.LINES.items()}
     rows = [row for row in metrics.ROWS if row != "best_of_n" or protocol["n_samples"] > 1]
     width = max(len(labels[row]) for row in rows)
     show = lambda s, digits: f"{s['mean']:.{digits}f}" + (f" ± {s['ci95']:.{digits}f}" if s["ci95"] is not None else "")
@@ -178,6 +209,10 @@ def print_tables(protocol, total, per_step, per_clip, most_clips=32):
     if len(chosen) < len(per_clip):
         print(f"... and {len(per_clip) - len(chosen)} more clips in metrics.json")
     print()
+    if protocol["cond"] == "pose":  # the document's table
+        for k, clip in enumerate(per_clip):
+            print(f"PSNR for testing sequence{k + 1}: {clip['sample']['psnr']:.3f}")
+        print(f"AVG: {total['sample']['psnr']['mean']:.3f}\n")
 
 
 if __name__ == "__main__":

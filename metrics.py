@@ -4,8 +4,10 @@ import functools
 import math
 import sys
 
+import numpy as np
 import torch
 from scipy import stats
+from scipy.ndimage import gaussian_filter1d
 
 # One sample a clip, best of N by the metric itself, the posterior's reconstruction, the last given frame repeated.
 ROWS = ("sample", "best_of_n", "posterior", "copy_last")
@@ -24,14 +26,10 @@ def psnr(x, y):
 
 
 @functools.cache
-def _gaussian_rows(size, device, window=11, sigma=1.5):
-    """The 'valid' Gaussian filter of a line of pixels as a banded matrix (size - window + 1, size)."""
-    taps = torch.exp(-0.5 * ((torch.arange(window, dtype=torch.float64) - window // 2) / sigma) ** 2)
-    taps /= taps.sum()
-    rows = torch.zeros(size - window + 1, size, dtype=torch.float64)
-    for i in range(len(rows)):
-        rows[i, i : i + window] = taps
-    return rows.float().to(device)
+def _gaussian_rows(size, device):
+    """The 'valid' Gaussian filter of a line of pixels (11 taps, sigma 1.5) as a banded matrix (size - 10, size)."""
+    rows = gaussian_filter1d(np.eye(size), sigma=1.5, axis=0, radius=5)[5:-5]
+    return torch.from_numpy(rows).float().to(device)
 
 
 def ssim(x, y):
@@ -63,20 +61,22 @@ def copy_last(past, n_future):
     return past[None, :, -1:].expand(-1, -1, n_future, -1, -1, -1)
 
 
-def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None):
+def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None, n_pictures=sys.maxsize):
     """Score a model on the clips that the iterator `loaded` gives as (frames (B, T, 3, H, W), cond (B, T, D)).
 
-    Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and a list of N
-    pictures {"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}, with "pose" first where the condition
-    is drawn. Clip k's noise depends on seed and k alone; `clips` are the numbers of those loaded, 0, 1, ... by default (one
-    that is skipped moves the numbers after it). progress(n) is told of n more futures.
+    Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU (best_of_n shares sample's), and pictures of the
+    first n_pictures of them, [{"truth", "posterior", "best", "sample 1", ...: frames (T, H, W, 3) uint8}], with "pose" first
+    where the condition is drawn. Clip k's noise depends on seed and k alone; `clips` are the numbers of those loaded, 0, 1,
+    ... by default (one that is skipped moves the numbers after it). progress(n) is told of n more futures.
     """
-    scores, pictures = [], []
+    scores, pictures, n_clips = [], [], 0
     clips = clips or range(sys.maxsize)
     with model.predicting():
         for frames, cond in loaded:
-            generators = functools.partial(noise_generators, seed, clips[len(pictures) :][: len(frames)])
-            found, shown = evaluate_batch(model, frames, cond, n_samples, generators, progress or (lambda n: None))
+            generators = functools.partial(noise_generators, seed, clips[n_clips:][: len(frames)])
+            told, most = progress or (lambda n: None), n_pictures - len(pictures)
+            found, shown = evaluate_batch(model, frames, cond, n_samples, generators, told, most)
+            n_clips += len(frames)
             scores.append(found)
             pictures += shown
     join = lambda row, metric: torch.cat([found[row][metric].cpu() for found in scores], 1)
@@ -89,7 +89,7 @@ def noise_generators(seed, clips):
     return [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in clips]
 
 
-def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_shown=2):
+def evaluate_batch(model, frames, cond, n_samples, generators, progress, n_pictures, most_shown=2):
     """One batch of `evaluate`: as many futures at a time as memory allows, all of one clip before the next.
 
     Each `predict` encodes the past of its clips, so few clips with many samples take less than many with few.
@@ -119,14 +119,13 @@ def evaluate_batch(model, frames, cond, n_samples, generators, progress, most_sh
             progress(futures.shape[0] * futures.shape[1])
             del futures  # the next ones need the room
 
-    videos = {"truth": truth, "posterior": posterior[0], "best": best}
+    videos = {"truth": truth, "posterior": posterior[0]} | ({"best": best} if n_samples > 1 else {})
     videos |= {f"sample {j + 1}": sample for j, sample in enumerate(samples)}
-    if n_samples == 1:
-        del videos["best"]
-    videos = {label: to_uint8(torch.cat([past, video], 1)) for label, video in videos.items()}
+    videos = {label: torch.cat([past[:n_pictures], video[:n_pictures]], 1) for label, video in videos.items()}
     if cond.dim() == 5:  # images
-        videos = {"pose": to_uint8(cond), **videos}
-    pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(frames))]
+        videos = {"pose": cond[:n_pictures], **videos}
+    videos = {label: to_uint8(video) for label, video in videos.items()}
+    pictures = [dict(zip(videos, of_clip)) for of_clip in zip(*videos.values())]
     rows = {"posterior": score(posterior, truth), "copy_last": score(copy_last(past, n_future), truth)}
     return {"sample": scores, **rows}, pictures
 

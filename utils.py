@@ -1,7 +1,7 @@
 """The ground floor: user errors, seeding, device and precision, files written whole, frames and tables read with checks."""
 
+import codecs
 import contextlib
-import ctypes
 import io
 import json
 import multiprocessing
@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -22,8 +23,6 @@ try:
 except ImportError:  # Windows, which then has no locks
     fcntl = None
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
-
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the file or flag and says what to do."""
@@ -34,15 +33,17 @@ def run_command(main):
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started the command; what prints would fail
             setattr(sys, name, open(os.devnull, "w"))
-    with contextlib.suppress(AttributeError):  # another object in its place
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
+        with contextlib.suppress(AttributeError):  # of a stream that a test has put there
+            getattr(sys, name).reconfigure(errors="spelt")
     try:
         status = main()
         sys.stdout.flush()
         sys.exit(status)
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            error = "the GPU's memory is full; lower --batch_size, or train with a lower --width"
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        if full := full_memory(error):
+            error = f"{full} memory is full; lower --batch_size, or train with a lower --width"
+        elif isinstance(error, RuntimeError):
+            raise
         try:
             sys.stdout.flush()
         except OSError:  # a log on a full disk, a closed pipe: Python would try once more at its end
@@ -57,6 +58,24 @@ def run_command(main):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
+
+
+def full_memory(error):
+    """Whose memory an exception says is full ("the GPU's", "the computer's"), or None if it says something else."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's"
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "Storage size calculation overflowed")
+    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return "the computer's" if of_torch or isinstance(error, MemoryError) else None
+
+
+def spell(error):
+    """What a terminal shows for a character that it has not: +- for ±, or the character's code."""
+    character = error.object[error.start]
+    return {"±": "+-"}.get(character) or character.encode("ascii", "backslashreplace").decode(), error.start + 1
+
+
+codecs.register_error("spelt", spell)
 
 
 def seed_everything(seed):
@@ -79,21 +98,10 @@ def choose_device(name, flag="--device"):
     return device
 
 
-def tune(device):
-    """Settings of the libraries below torch that make every step faster and change no result but for cuDNN's rounding."""
-    torch.backends.cudnn.benchmark = True
-    if device.type == "cpu":
-        # glibc gives large freed blocks back to the system, and every step then has to get them anew, page by page.
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            libc = ctypes.CDLL(None)
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
 def choose_machine(args):
-    """The device and the precision of options.add_machine's flags, the libraries tuned for them."""
+    """The device and the precision of options.add_machine's flags."""
     device = choose_device(args.device)
-    tune(device)
+    torch.backends.cudnn.benchmark = True
     return device, choose_precision(args.precision, device)
 
 
@@ -137,11 +145,12 @@ def writing(path):
 
 
 def make_folder(path):
-    """Make a folder for results, if it is not there."""
+    """Make a folder for results, if it is not there, in which files can be written."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"{path}: cannot be made a folder ({error.strerror}); choose another") from None
+        raise UserError(f"{path}: cannot hold results ({error.strerror}); choose another folder") from None
 
 
 @contextlib.contextmanager
@@ -171,9 +180,13 @@ def locked(folder, seconds=3):
 
 
 def write_json(path, value):
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all; JSON has no NaN."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{path}: not written; a number is not finite, and JSON knows none such") from None
     with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def count_frames(folder):

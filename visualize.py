@@ -1,51 +1,86 @@
-"""Pictures: GIFs, frame grids, training curves, PSNR and SSIM a step."""
+"""Pictures: videos as GIF or MP4, frame grids, training curves, PSNR and SSIM a step.
 
+A picture that cannot be drawn is a warning, so that no result is lost with it; a disk that is full is an error.
+"""
+
+import functools
 import re
+import sys
+from pathlib import Path
 
+import imageio.v3 as iio
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.ticker import LogFormatter
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from utils import writing
+from utils import UserError, writing
 
 GIVEN, PREDICTED = (40, 160, 60), (200, 40, 40)
+TRUE_ROWS = ("truth", "pose")  # green throughout
 # Wong's colour-blind safe palette; they differ in lightness and each row has its own line style, so grey print works.
+# Rows often lie on one another: each has a marker that shows round those drawn after it.
 LINES = {
-    "best_of_n": ("best of {n}", "#0072B2", "-."),
-    "sample": ("one sample", "#D55E00", "-"),
-    "posterior": ("posterior (sees the future)", "#009E73", ":"),
-    "copy_last": ("copy last frame", "#777777", "--"),
+    "posterior": ("posterior (sees the future)", "#009E73", ":", dict(marker="o", ms=8, mfc="none")),
+    "best_of_n": ("best of {n}", "#0072B2", "-.", dict(marker="s", ms=5, mfc="none")),
+    "sample": ("one sample", "#D55E00", "-", dict(marker="o", ms=2.5)),
+    "copy_last": ("copy last frame", "#777777", "--", dict(marker="o", ms=2.5)),
 }
+
+
+def _printable(text):
+    """A name as a picture can show it, without control characters and bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def as_title(text):
+    """A name as matplotlib can show it: `$` is a dollar, not mathematics."""
+    return _printable(text).replace("$", r"\$")
+
+
+def _or_warn(draw):
+    """A picture at the path of the first argument, or a warning."""
+
+    @functools.wraps(draw)
+    def drawn(path, *args, **kwargs):
+        try:
+            draw(path, *args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            plt.close("all")
+            print(f"warning: {path}: not drawn ({type(error).__name__}: {error})", file=sys.stderr)
+
+    return drawn
 
 
 def _tile(frame, colour, scale, border=2):
     """A frame (H, W, 3) enlarged, with a coloured border."""
-    frame = np.repeat(np.repeat(frame, scale, 0), scale, 1)
-    h, w, _ = frame.shape
-    tile = np.full((h + 2 * border, w + 2 * border, 3), colour, np.uint8)
-    tile[border : border + h, border : border + w] = frame
-    return tile
+    enlarged = ImageOps.scale(Image.fromarray(frame), scale, Image.Resampling.NEAREST)
+    return ImageOps.expand(enlarged, border, colour)
 
 
-def _sheet(tiles, row_labels, column_labels, gap=4, text=12):
+def _sheet(tiles, row_labels, column_labels, gap=4, text=11):
     """Tiles [row][column] on a white page with labels at the left and above."""
-    font = ImageFont.load_default(text)
-    h, w, _ = tiles[0][0].shape
-    left = max([int(font.getlength(label)) + 8 for label in row_labels], default=0)
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", text)
+    w, h = tiles[0][0].size
+    row_labels = [_wrap(label, 24) for label in row_labels]
+    column_labels = [_wrap(label, max(3, w // 7)) for label in column_labels]  # 7 pixels a character
+    left = max([int(font.getlength(line)) + 8 for label in row_labels for line in label.split("\n")], default=0)
     lines = max((label.count("\n") + 1 for label in column_labels if label), default=0)
-    top = lines * (text + 3) + 3 if lines else 0
+    top = lines * (text + 4) + 3 if lines else 0
     columns = max(len(row) for row in tiles)
     page = Image.new("RGB", (left + columns * (w + gap) + gap, top + len(tiles) * (h + gap) + gap), "white")
     draw = ImageDraw.Draw(page)
     for r, row in enumerate(tiles):
         y = top + gap + r * (h + gap)
         if row_labels:
-            draw.text((left - 4, y + h // 2), row_labels[r], "black", font, "rm")
+            draw.text((left - 4, y + h // 2), row_labels[r], "black", font, "rm", align="right")
         for c, tile in enumerate(row):
-            page.paste(Image.fromarray(tile), (left + gap + c * (w + gap), y))
+            page.paste(tile, (left + gap + c * (w + gap), y))
     for c, label in enumerate(column_labels):
         draw.text((left + gap + c * (w + gap) + w // 2, top // 2), label, "black", font, "mm", align="center")
     return page
@@ -53,13 +88,12 @@ def _sheet(tiles, row_labels, column_labels, gap=4, text=12):
 
 def _wrap(label, width):
     """A label broken after - _ and spaces into lines of at most `width` characters."""
-    return "\n".join(
-        line.strip() for line in re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", label)
-    )
+    lines = re.findall(rf".{{1,{width}}}$|.{{1,{width - 1}}}[-_ ]|.{{1,{width}}}", _printable(label))
+    return "\n".join(line.strip() for line in lines)
 
 
 def _colour(label, t, n_past):
-    return GIVEN if t < n_past or label in ("truth", "pose") else PREDICTED
+    return GIVEN if t < n_past or re.sub(r"clip \d+ ", "", label) in TRUE_ROWS else PREDICTED
 
 
 def thin(clip, most=64):
@@ -68,38 +102,65 @@ def thin(clip, most=64):
     return {label: frames[::every] for label, frames in clip.items()}
 
 
-def save_gif(path, rows, n_past, row_labels=(), scale=2):
-    """Write videos side by side as a GIF: rows is a list of {label: frames (T, H, W, 3) uint8} with the same labels.
+@_or_warn
+def save_video(path, rows, n_past, row_labels=(), scale=2):
+    """Write videos side by side as path.gif or path.mp4: rows is a list of {label: frames (T, H, W, 3) uint8}, labels alike.
 
-    Borders are green where a frame is given (and for the truth), red where it is predicted.
+    Borders are green where a frame is given (and for the truth), red where it is predicted. The last frame rests.
     """
-    labels = list(rows[0])
-    headings = [_wrap(label, scale * rows[0][labels[0]].shape[2] // 7) for label in labels]  # 7 pixels a character
-    pages = []
+    labels, pages = list(rows[0]), []
     for t in range(len(rows[0][labels[0]])):
         tiles = [[_tile(row[label][t], _colour(label, t, n_past), scale) for label in labels] for row in rows]
-        pages.append(_sheet(tiles, row_labels, headings))
+        pages.append(_sheet(tiles, row_labels, labels))
+    write = {".gif": _write_gif, ".mp4": _write_mp4}[Path(path).suffix]
+    with writing(path) as temporary:
+        write(temporary.absolute(), pages, 5 if len(pages) <= 64 else 20)
+
+
+def _write_gif(path, pages, fps, rest=4):
     # One palette for all pages and no dithering: still things stay still. Chosen for coverage, so that small things, such
-    # as the tips of a gripper, keep their colour.
+    # as the tips of a gripper, keep their colour. imageio left to itself would choose one for each page.
     strip = Image.fromarray(np.concatenate([np.asarray(page)[::2, ::2] for page in pages]))
     palette = strip.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
-    pages = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
-    seconds = 0.2 if len(pages) <= 64 else 0.05
-    duration = [int(1000 * seconds)] * (len(pages) - 1) + [int(4000 * seconds)]  # rest on the last frame
-    with writing(path) as temporary:
-        pages[0].save(
-            temporary, "GIF", save_all=True, append_images=pages[1:], duration=duration, loop=0, optimize=False
-        )
+    indices = np.stack([np.asarray(page.quantize(palette=palette, dither=Image.Dither.NONE)) for page in pages])
+    duration = [1000 // fps] * (len(pages) - 1) + [rest * 1000 // fps]
+    gif = dict(palette=bytes(palette.getpalette()), duration=duration, loop=0, optimize=False)
+    path.write_bytes(iio.imwrite("<bytes>", indices, plugin="pillow", extension=".gif", **gif))
 
 
+def _write_mp4(path, pages, fps, rest=4):
+    frames = np.stack([np.asarray(page) for page in pages + pages[-1:] * (rest - 1)])
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=255)  # yuv420p: even sizes
+    mp4 = dict(codec="libx264", pixelformat="yuv420p", quality=None, macro_block_size=2)
+    mp4 |= dict(output_params=["-crf", "12", "-movflags", "+faststart"], ffmpeg_log_level="error")
+    try:
+        iio.imwrite(path, frames, plugin="FFMPEG", extension=".mp4", fps=fps, **mp4)
+        complete = len(iio.imread(path, plugin="FFMPEG")) == len(frames)  # ffmpeg may end early without a word
+    except OSError:
+        complete = False
+    if not complete:
+        raise OSError("ffmpeg could not finish it")
+
+
+def require_mp4():
+    """Refuse --video mp4 where imageio has no ffmpeg, before anything is computed."""
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        raise UserError("--video mp4: imageio-ffmpeg is missing; pip install imageio-ffmpeg, or --video gif") from None
+
+
+@_or_warn
 def save_grid(path, rows, n_past, scale=1, every=1):
     """Write a frame grid: rows is a list of (label, frames (T, H, W, 3) uint8); time runs to the right."""
     times = range(0, len(rows[0][1]), every)
-    tiles = [[_tile(frames[t], _colour(label.split()[-1], t, n_past), scale) for t in times] for label, frames in rows]
+    tiles = [[_tile(frames[t], _colour(label, t, n_past), scale) for t in times] for label, frames in rows]
+    page = _sheet(tiles, [label for label, _ in rows], [f"t={t}" if t == 0 else str(t) for t in times])
     with writing(path) as temporary:
-        _sheet(tiles, [label for label, _ in rows], [f"t={t}" if t == 0 else str(t) for t in times]).save(
-            temporary, "PNG"
-        )
+        page.save(temporary, "PNG")
 
 
 def _finish(figure, path):
@@ -117,19 +178,16 @@ def _known(rows, key):
     return zip(*points) if points else ((), ())
 
 
+@_or_warn
 def plot_curves(path, history, beta, title):
     """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     (psnr, mse), (kld, schedule) = axes
-    line = lambda axis, key, style, colour, label, **kwargs: axis.plot(
-        *_known(history, key),
-        style,
-        color=colour,
-        label=label,
-        marker="o" if len(history) < 40 else None,
-        ms=3,
-        **kwargs,
-    )
+    marker = "o" if len(history) < 40 else None
+
+    def line(axis, key, style, colour, label, **kwargs):
+        axis.plot(*_known(history, key), style, color=colour, label=label, marker=marker, ms=3, **kwargs)
+
     line(psnr, "psnr", "-", "#D55E00", "model, one sample")
     line(psnr, "copy_last_psnr", "--", "#777777", "copy last frame")
     psnr.set(ylabel="validation PSNR (dB)")
@@ -141,6 +199,7 @@ def plot_curves(path, history, beta, title):
     for key, colour in zip(levels, ("#0072B2", "#009E73", "#CC79A7", "#777777")):
         line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
+    kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1
     epochs, weights = _known(history, "beta")
     shares = [w / (beta or 1) for w in weights]
     schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="steps-mid", label=f"KL weight / {beta:g}")
@@ -149,10 +208,11 @@ def plot_curves(path, history, beta, title):
     schedule.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat:
         axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(as_title(title), fontsize=10)
     _finish(figure, path)
 
 
+@_or_warn
 def plot_per_step(path, per_step, n_past, n_samples, title):
     """Write PSNR and SSIM over the predicted steps with 95 % bands.
 
@@ -160,17 +220,17 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
-        for row, (label, colour, style) in LINES.items():
+        for row, (label, colour, style, marker) in LINES.items():
             if row not in per_step or (row == "best_of_n" and n_samples == 1):
                 continue
             mean = np.array(per_step[row][metric]["mean"])
             ci95 = np.array([0 if c is None else c for c in per_step[row][metric]["ci95"]])
             steps = np.arange(n_past, n_past + len(mean))
-            marker = "o" if len(mean) < 40 else None
-            axis.plot(steps, mean, style, color=colour, marker=marker, ms=3, label=label.format(n=n_samples))
-            axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.15, lw=0)
+            marker = marker if len(mean) < 40 else {}
+            axis.plot(steps, mean, style, color=colour, lw=1.3, label=label.format(n=n_samples), **marker)
+            axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.1, lw=0)
         axis.set(xlabel="frame t", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{title}; bands: 95 % interval over clips", fontsize=10)
+    figure.suptitle(f"{as_title(title)}; bands: 95 % interval over clips", fontsize=10)
     _finish(figure, path)

@@ -87,6 +87,15 @@ class SplitConvTranspose(nn.ConvTranspose2d):
         return F.conv_transpose2d(s, self.weight.chunk(2)[1], self.bias, self.stride, self.padding)
 
 
+def split_rows(x, rows):
+    """x before, in and after a slice of its rows, whose gradients are joined in channels last memory.
+
+    An index's gradient would be as large as x, mostly zeros, and not channels last.
+    """
+    start, stop, _ = rows.indices(len(x))
+    return x.split([start, stop - start, len(x) - stop])
+
+
 def add_rows(y, term):
     """y (n * B, C, H, W) plus a term (B, C, H, W) whose rows repeat."""
     if len(y) == len(term):

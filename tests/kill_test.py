@@ -58,7 +58,7 @@ def train(flags, output, phase, environment):
         (metrics, "evaluate", "validating"),
         (torch, "save", "saving"),
         (os, "replace", "renaming"),
-        *((visualize, attribute, "drawing") for attribute in ("save_gif", "save_grid", "plot_curves")),
+        *((visualize, attribute, "drawing") for attribute in ("save_video", "save_grid", "plot_curves")),
     ):
         watch(phase, owner, attribute, name)
     sys.argv = ["train_learned_prior.py", *map(str, flags)]

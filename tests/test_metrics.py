@@ -108,3 +108,17 @@ def test_evaluation_rows():
         winner = [torch.rand(1, generator=generator) for _ in range(9)][best[b]]
         shown = metrics.to_uint8(frames[b, 1] + 0.1 * winner)
         assert abs(pictures[b]["best"][2].astype(int) - shown.astype(int)).max() <= 1
+
+
+def test_pictures_of_some_clips():
+    """The first n_pictures; and a clip loaded alone, by its number, has the picture that it has among all."""
+    frames, cond = torch.rand(5, 6, 3, 64, 64), torch.zeros(5, 6, 1)
+    loaded = [(frames[b : b + 2], cond[b : b + 2]) for b in (0, 2, 4)]
+    scores, pictures = metrics.evaluate(Repeater(), loaded, 7, seed=3)
+    for n in (0, 1, 3):
+        some_scores, some = metrics.evaluate(Repeater(), loaded, 7, seed=3, n_pictures=n)
+        torch.testing.assert_close(some_scores, scores)
+        assert len(some) == n
+        assert all((a[label] == b[label]).all() for a, b in zip(some, pictures) for label in b)
+    _, some = metrics.evaluate(Repeater(), [(frames[[4, 1]], cond[[4, 1]])], 7, seed=3, clips=[4, 1])
+    assert all((a[label] == b[label]).all() for a, b in zip(some, (pictures[4], pictures[1])) for label in b)

@@ -57,7 +57,7 @@ class RunLog:
             writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
         title = f"{self.run.name}: {data_name}, --cond {self.args.cond}"
         beta = max(row["beta"] for row in history) if self.args.beta == "auto" else self.args.beta
-        drawn(visualize.plot_curves, self.run / "curves.png", history, beta, title)
+        visualize.plot_curves(self.run / "curves.png", history, beta, title)
 
     def end_epoch(self, row):
         """TensorBoard's events of an epoch, and its line."""
@@ -68,7 +68,7 @@ class RunLog:
     def show_clips(self, epoch, pictures, n_past):
         """gen/epoch_NNNN.gif and .png of some validation clips; of long ones, frames evenly spread."""
         if not self.quiet:
-            drawn(save_clips, self.run / "gen" / f"epoch_{epoch:04d}", pictures, n_past)
+            save_clips(self.run / "gen" / f"epoch_{epoch:04d}", pictures, n_past)
 
     def print(self, text):
         """A line on stdout."""
@@ -76,19 +76,11 @@ class RunLog:
             print(text, flush=True)
 
 
-def drawn(draw, path, *args):
-    """draw(path, *args); a picture that fails is a warning, as what it shows is saved already."""
-    try:
-        draw(path, *args)
-    except Exception as error:
-        print(f"warning: {path}: not drawn ({error})", file=sys.stderr)
-
-
 def save_clips(path, pictures, n_past):
     """Write path.gif and path.png of clips {"truth", ..., "sample 1": frames (T, H, W, 3) uint8}."""
     names = [f"clip {i}" for i in range(len(pictures))]
     length = len(pictures[0]["truth"])
-    visualize.save_gif(f"{path}.gif", [visualize.thin(clip) for clip in pictures], n_past, names)
+    visualize.save_video(f"{path}.gif", [visualize.thin(clip) for clip in pictures], n_past, names)
     rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]
     visualize.save_grid(f"{path}.png", rows, n_past, every=-(-length // 32))
 

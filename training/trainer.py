@@ -42,7 +42,7 @@ def train(run, make_model, train_set, val_set, args, device, precision, stop):
         while trainer.state["epoch"] < args.niter:
             if number := trainer.train_epoch() or trainer.end_epoch():
                 at = f"epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}"
-                checkpoint.warn(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}")
+                distributed.warn(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}")
                 return 128 + number
         best = trainer.state["best_psnr"]
         trainer.log.print(f"wrote {run}/last.pt, best.pt ({best:.2f} dB), log.csv, curves.png, gen/")
@@ -175,7 +175,9 @@ class Trainer:
         try:
             # Not compiled: a rollout keeps results of calls whose memory CUDA graphs would use again.
             with autocast(self.device, self.precision), torch.compiler.set_stance("force_eager"):
-                scores, pictures = metrics.evaluate(self.eval_model, loaded, seed=self.args.seed, clips=self.val_keys)
+                scores, pictures = metrics.evaluate(
+                    self.eval_model, loaded, seed=self.args.seed, clips=self.val_keys, n_pictures=N_SHOWN
+                )
         except faults.Stopped:
             pass
         except UserError as raised:
@@ -183,7 +185,7 @@ class Trainer:
         faults.end_together(error, self.save, self.run)
         if self.stop.agreed():
             return {}
-        parts, shown = zip(*distributed.all_gather((scores, pictures[:N_SHOWN])))
+        parts, shown = zip(*distributed.all_gather((scores, pictures)))
         of_all = lambda row, metric: torch.cat([part[row][metric] for part in parts], 1).mean().item()
         pictures = [p for clips in itertools.zip_longest(*shown) for p in clips if p][:N_SHOWN]
         self.log.show_clips(epoch, pictures, self.model.n_past)

@@ -37,7 +37,7 @@ def save_clips(path, family, n_show):
     for k in np.linspace(0, n - 1, min(n_show, n)).round().astype(int):
         predicted = {f"{group.letter} {group.name}": group.pictures[k]["sample 1"] for group in family}
         rows.append(visualize.thin({"truth": first.pictures[k]["truth"], **predicted}))
-    visualize.save_gif(path, rows, first.runs[0].n_past, scale=2 if len(family) < 8 else 1)
+    visualize.save_video(path, rows, first.runs[0].n_past, scale=2 if len(family) < 8 else 1)
 
 
 def scores_of(group, varied):
