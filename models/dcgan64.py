@@ -40,9 +40,9 @@ class Encoder(nn.Module):
         """x (N, channels, 64, 64) -> h (N, g_dim), the four maps of the rows `pasted`, fine to coarse, and no pooled ones."""
         skips = []
         for layer in (self.c1, self.c2, self.c3, self.c4):
-            parts = split_rows(layer(x, c), pasted)
-            skips.append(parts[1])
-            x = torch.cat([part for part in parts if len(part)])
+            skip, parts = split_rows(layer(x, c), pasted)
+            skips.append(skip)
+            x = torch.cat(parts)
         return self.c5(x, c).flatten(1), skips, []
 
 

@@ -88,12 +88,14 @@ class SplitConvTranspose(nn.ConvTranspose2d):
 
 
 def split_rows(x, rows):
-    """x before, in and after a slice of its rows, whose gradients are joined in channels last memory.
+    """A slice of x's rows, and the parts of x of which it is one, in order.
 
-    An index's gradient would be as large as x, mostly zeros, and not channels last.
+    Where the parts are read rather than x, their gradients are joined in channels last memory; a slice's gradient would be as
+    large as x, mostly zeros, and not channels last.
     """
     start, stop, _ = rows.indices(len(x))
-    return x.split([start, stop - start, len(x) - stop])
+    parts = x.split([n for n in (start, stop - start, len(x) - stop) if n])
+    return parts[start > 0] if stop > start else x[:0], parts
 
 
 def add_rows(y, term):

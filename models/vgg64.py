@@ -57,10 +57,10 @@ class Encoder(nn.Module):
         skips, pooled = [], []
         for stage in (self.c1, self.c2, self.c3, self.c4):
             x = stage[-1].main[:-1](stage[:-1](x, c), c)
-            parts = split_rows(x, pasted)
-            skips.append(F.leaky_relu(parts[1], 0.2))
+            skip, parts = split_rows(x, pasted)
+            skips.append(F.leaky_relu(skip, 0.2))
             # As LeakyReLU rises, the maximum may come first: a quarter of the numbers.
-            x = F.leaky_relu(torch.cat([self.mp(part) for part in parts if len(part)]), 0.2)
+            x = F.leaky_relu(torch.cat([self.mp(part) for part in parts]), 0.2)
             pooled.append(x)
         return self.c5(x, c).flatten(1), skips, pooled
 
