@@ -25,6 +25,16 @@ TINY = "--width 4 --g_dim 8 --z_dim 4 --rnn_size 8 --batch_size 4 --num_workers 
 SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too: they train, or start many processes")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; give --slow"))
+
+
 def write_clips(folder, n_clips, n_frames=8, action_dim=4, seed=0):
     """Clips in the BAIR folder layout: a light square that the action moves over a dark ground."""
     rng = np.random.default_rng(seed)

@@ -17,6 +17,8 @@ from PIL import Image
 
 import utils
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ("train_fixed_prior.py", "train_learned_prior.py")
 ALL = (*TRAIN, "generate.py")
 

@@ -12,6 +12,8 @@ from conftest import run
 from models import fastconv
 from scripts.measure import benchmark
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

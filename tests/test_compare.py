@@ -23,6 +23,8 @@ from scripts.measure import pushes as measure_pushes
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def change(folder, copy, edit, noise=0.0):
     """A copy of a run whose args are edited, as if it had been trained so, and whose weights are disturbed."""

@@ -38,6 +38,8 @@ from scripts.data import check_dataset, convert_bair, pack_dataset, tfrecord
 from scripts.data.make_dancer import write_split
 from utils import UserError
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 # --- convert_bair.py: a rerun equals a clean conversion, whatever happened before

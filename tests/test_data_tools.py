@@ -26,6 +26,8 @@ import options
 from scripts.data import convert_bair, pack_dataset, tfrecord
 from utils import UserError, locked
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
 

@@ -17,6 +17,8 @@ from kill_test import outcome, same
 from dataset import ClipDataset
 from loading import ClipSampler
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 COMMAND = ["train_learned_prior.py", *TINY, "--n_future", "2", "--epoch_size", "4"]
 

@@ -19,6 +19,8 @@ import utils
 import visualize
 from models import PoseCVAE
 
+pytestmark = pytest.mark.slow
+
 FEW = "--n_samples 2 --n_show 2 --precision fp32 --num_workers 0".split()
 
 

@@ -11,6 +11,8 @@ from test_svg import clips
 
 from scripts.measure.parity import CLASSIC, VARIANTS, Classic, table
 
+pytestmark = pytest.mark.slow
+
 
 def classic():
     torch.manual_seed(0)

@@ -27,6 +27,8 @@ from scripts.data.make_dancer import write_split
 from training.schedules import learning_rate
 from utils import UserError
 
+pytestmark = pytest.mark.slow
+
 SIZES = dict(F_dim=8, L_dim=6, N_dim=2, D_out_dim=12)
 TINY = [w for k, v in SIZES.items() for w in (f"--{k}", str(v))] + ["--train_vi_len", "4", "--precision", "fp32"]
 

@@ -13,6 +13,8 @@ from scripts.data import make_dancer
 from scripts.recipes import __main__ as recipes
 from scripts.recipes.table import POSE, RECIPES
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = [name for name in RECIPES if not name.startswith("extension")]
 
 

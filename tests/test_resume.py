@@ -18,6 +18,8 @@ from dataset import ClipDataset
 from loading import ClipSampler
 from utils import locked
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "train_learned_prior.py"
 
 

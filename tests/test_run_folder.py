@@ -23,6 +23,8 @@ from metrics import noise_generators
 from scripts.data.pack_dataset import pack
 from training import distributed, faults, runlog, trainer
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "train_learned_prior.py"
 
 

@@ -1,0 +1,87 @@
+"""What each optimisation of the model gains: a step or a prediction with it and without it, in turns.
+
+    python -m scripts.measure.tricks --width 32 --batch_size 8
+
+A ratio is the median over the turns of the time without it by the time with all; below 1.03 a trick is not worth its lines.
+"""
+
+import contextlib
+import statistics
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from models import SVG, fastconv, svg, vgg64
+from options import Parser, count
+from scripts.measure.timing import report, timed
+from utils import autocast, choose_device, choose_precision, run_command
+
+
+def plain_encoder(self, x, c=None, pasted=slice(None)):
+    """vgg64.Encoder.forward with LeakyReLU before the pooling, and skips that are slices."""
+    skips, pooled = [], []
+    for stage in (self.c1, self.c2, self.c3, self.c4):
+        x = stage(x, c)
+        skips.append(x[pasted])
+        x = self.mp(x)
+        pooled.append(x)
+    return self.c5(x, c).flatten(1), skips, pooled
+
+
+plain_upsampling = [
+    (fastconv, "upsampling_kernel", lambda weight: weight),
+    (fastconv, "upsample_conv", lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)),
+]
+WITHOUT = {
+    "nothing (the noise of this table)": [],
+    "upsampling and convolution as one": plain_upsampling,
+    "9 products for four pixels, and Winograd's (wide layers, CPU)": [(fastconv, "WIDE", 10**9)],
+    "kernels summed once for all steps": [(svg, "summed_once", lambda model: contextlib.nullcontext())],
+    "LeakyReLU after the pooling, split maps": [(vgg64.Encoder, "forward", plain_encoder)],
+    "BatchNorm in the convolutions (prediction)": [(fastconv, "for_prediction", lambda network: network)],
+}
+
+
+def main():
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="arithmetic")
+    parser.add_argument("--width", type=count, default=64, help="channels at 64x64")
+    parser.add_argument("--batch_size", type=count, default=16, help="clips a step; futures of a prediction")
+    parser.add_argument("--repeats", type=count, default=5, help="turns")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    model = SVG(7, width=args.width).to(device, memory_format=torch.channels_last)
+    frames = torch.rand(args.batch_size, 12, 64, 64, 3, device=device).movedim(-1, 2)
+    cond = torch.randn(args.batch_size, 12, 7, device=device)
+
+    def step(teacher_forcing):
+        with autocast(device, choose_precision(args.precision, device)):
+            losses = model.loss(frames, cond, teacher_forcing)
+        (losses["mse"] + 1e-4 * losses["kld"]).backward()
+
+    def predict():
+        with autocast(device, choose_precision(args.precision, device)):
+            model.predict(frames[:1, :2], cond[:1], 10, args.batch_size)
+
+    work = {"teacher-forced": partial(step, True), "free-running": partial(step, False), "prediction": predict}
+    ratios = {(name, what): [] for name in WITHOUT for what in work}
+    for turn in tqdm(range(args.repeats + 1), "turns"):  # the first is a warm-up
+        for (name, what), found in ratios.items():
+            with_all = timed(work[what], device)
+            with contextlib.ExitStack() as stack:
+                for where in WITHOUT[name]:
+                    stack.enter_context(patch.object(*where))
+                without = timed(work[what], device)
+            found += [without / with_all] * (turn > 0)
+    rows = [{"without": name} | {what: statistics.median(ratios[name, what]) for what in work} for name in WITHOUT]
+    report(args, "tricks", f"width {args.width}, batch {args.batch_size}, {args.precision}, {args.repeats} turns", rows)
+
+
+if __name__ == "__main__":
+    run_command(main)
