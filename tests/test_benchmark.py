@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from functools import partial
 
 import pytest
@@ -24,7 +23,7 @@ def rows_of(folder, name):
 
 
 def test_train(monkeypatch, tmp_path):
-    """Each optimisation computes less or the same, by the count of operations, and all are profiled."""
+    """Each optimisation computes less or the same, by the count of operations."""
     monkeypatch.setattr(benchmark, "peak_memory", lambda *args: 1.0)  # a process a row
     monkeypatch.setattr(benchmark, "matmul_rate", lambda *args: 1.0)
     args = argparse.Namespace(
@@ -36,11 +35,8 @@ def test_train(monkeypatch, tmp_path):
         operations = [row["TFLOP/s"] * row["ms"] for row in rows if row["mode"] == mode]
         reference, folded, upsampling, *others = operations
         assert reference > 1.05 * folded > 1.05 * 1.05 * upsampling
-        assert others == pytest.approx(4 * [upsampling])
-    assert [row["times faster"] == 1 for row in rows] == 2 * [True, *6 * [False]]
-    text = (tmp_path / "train.md").read_text()
-    for mode in ("teacher-forced", "free-running"):
-        assert f"\n{mode}, learned prior, batch 2, + freed memory kept, a step of " in text
+        assert others == pytest.approx(3 * [upsampling])
+    assert [row["times faster"] == 1 for row in rows] == 2 * [True, *5 * [False]]
 
 
 def test_plain_upsampling_is_another_way_to_the_same(monkeypatch):
@@ -52,18 +48,6 @@ def test_plain_upsampling_is_another_way_to_the_same(monkeypatch):
         kernel = fastconv.upsampling_kernel(weight)
         torch.testing.assert_close(upsample(), fast)
     assert kernel.shape != fastconv.upsampling_kernel(weight).shape
-
-
-@pytest.mark.parametrize("command", ["extensions --batch_size 2 --width 2", "pose --batch_size 2"])
-def test_extensions_and_pose(monkeypatch, tmp_path, command):
-    name = command.split()[0]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *command.split(), "--repeats", "1", "--out", str(tmp_path)])
-    monkeypatch.setattr(benchmark, "choose_device", lambda name: CPU)
-    monkeypatch.setattr(benchmark, "PoseCVAE", partial(benchmark.PoseCVAE, 3, 8, 4, 4, 12))
-    benchmark.main()
-    rows = rows_of(tmp_path, name)
-    assert {row["mode"] for row in rows} == {"teacher-forced", "free-running"}
-    assert len(rows) == 12 and all(row["ms"] > 0 for row in rows)
 
 
 def test_predict(tmp_path):

@@ -1,6 +1,6 @@
 """Speed, measured against a reference in the same run, variants in turns; tables go to OUT/NAME.md, OUT/NAME.json and the screen.
 
-    python -m scripts.measure.benchmark {train, extensions, pose, predict, data}
+    python -m scripts.measure.benchmark {train, predict, data}
 """
 
 import argparse
@@ -16,56 +16,51 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import metrics
-from models import SVG, PoseCVAE
+from models import SVG
 from options import Parser, count, number, positive
 from scripts.measure.loading_speed import data
-from scripts.measure.timing import interleaved, kept_memory, matmul_rate, peak_memory, plain_upsampling, profile, report
-from tests import pose_reference, reference
+from scripts.measure.timing import interleaved, matmul_rate, peak_memory, plain_upsampling, report
+from tests import reference
 from training.optim import clip_and_step
-from utils import autocast, choose_device, choose_precision, make_folder, run_command, tune
+from utils import autocast, choose_device, choose_precision, make_folder, run_command
 
-FOLDED = "+ time folded, skips convolved once, posterior in one call"
-FOLDED_POSE = "+ drawings and true frames encoded in one call"
+COMPILED = {"--compile": "default", "--compile reduce-overhead (CUDA graphs)": "reduce-overhead"}
 
 
-def stages(device, folded=FOLDED, compiled=False):
+def stages(device, compiled):
     """Each row adds one thing to the row above: {name: set of what is on}."""
-    added = [("reference: one step at a time, float32", None), (folded, "folded")]
-    added += [("+ upsampling folded into the convolution", "upsampling")] * (folded == FOLDED)
-    added += [("+ channels last", "channels last"), ("+ bf16", "bf16"), ("+ fused Adam", "fused")]
-    added += [("+ freed memory kept", "memory")] * (device.type == "cpu")
-    added += [("+ --compile", "default")] * compiled
-    added += [("+ --compile reduce-overhead (CUDA graphs)", "reduce-overhead")] * (compiled and device.type == "cuda")
-    return {name: {thing for _, thing in added[1 : k + 1]} for k, (name, _) in enumerate(added)}
+    added = ["reference: one step at a time, float32", "time folded, skips convolved once, posterior in one call"]
+    added += ["upsampling folded into the convolution", "channels last", "bf16", "fused Adam"]
+    added += list(COMPILED)[: 1 + (device.type == "cuda")] * compiled
+    return {"+ " * (k > 0) + name: set(added[1 : k + 1]) for k, name in enumerate(added)}
 
 
-def kept(variants):
-    """The names of those that keep freed memory."""
-    return [name for name, on in variants.items() if "memory" in on]
-
-
-def training_step(on, model, oracle, inputs, teacher_forcing, beta):
-    """A training step with what is `on` (see stages), a function without arguments."""
-    device = inputs[0].device
+def make_step(on, prior, batch, width, teacher_forcing, device, frames=12):
+    """A training step of SVG with what is `on` (see stages), a function without arguments."""
+    torch.manual_seed(0)
+    model = SVG(7, prior=prior, width=width).to(device)
+    x, cond = torch.rand(batch, frames, 64, 64, 3, device=device), torch.randn(batch, frames, 7, device=device)
+    x = x.permute(0, 1, 4, 2, 3)
     if "channels last" in on:
         model = model.to(memory_format=torch.channels_last)
     else:
-        inputs = [x.contiguous() for x in inputs]
-    for mode in on & {"default", "reduce-overhead"}:
-        for network in model.children():
-            network.compile(dynamic=False, mode="reduce-overhead" if "reduce-overhead" in on else mode)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused="fused" in on)
+        x = x.contiguous()
+    modes = [mode for name, mode in COMPILED.items() if name in on]
+    for network in model.children() if modes else ():
+        network.compile(dynamic=False, mode=modes[-1])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused="fused Adam" in on)
     failure = torch.zeros(2, dtype=torch.float64, device=device)
-    loss_of = model.loss if "folded" in on else partial(oracle.loss, model)
+    loss_of = model.loss if on else partial(reference.loss, model)
 
     def step():
-        if "reduce-overhead" in on:
+        if "reduce-overhead" in modes:
             torch.compiler.cudagraph_mark_step_begin()
-        with plain_upsampling("upsampling" not in on), torch.autocast(device.type, torch.bfloat16, "bf16" in on):
-            losses = loss_of(*inputs, teacher_forcing)
-        loss = losses["mse"] + beta * losses["kld"]
+        plain = plain_upsampling("upsampling folded into the convolution" not in on)
+        with plain, torch.autocast(device.type, torch.bfloat16, "bf16" in on):
+            losses = loss_of(x, cond, teacher_forcing)
+        loss = losses["mse"] + 1e-4 * losses["kld"]
         loss.backward()
-        if "fused" in on:
+        if "fused Adam" in on:
             clip_and_step(optimizer, 1.0, failure, 1, loss.detach())
         else:
             optimizer.step()
@@ -74,101 +69,42 @@ def training_step(on, model, oracle, inputs, teacher_forcing, beta):
     return step
 
 
-def make_step(on, prior, batch, width, teacher_forcing, device, frames=12, **options):
-    """A training step of SVG."""
-    torch.manual_seed(0)
-    model = SVG(7, prior=prior, width=width, **options).to(device)
-    x = torch.rand(batch, frames, 64, 64, 3, device=device).permute(0, 1, 4, 2, 3)
-    inputs = x, torch.randn(batch, frames, 7, device=device)
-    return training_step(on, model, reference, inputs, teacher_forcing, 1e-4)
-
-
-def make_pose_step(on, batch, teacher_forcing, device, frames=16):
-    """A training step of the pose model, frames of 32 x 64."""
-    torch.manual_seed(0)
-    images = torch.rand(2, batch, frames, 32, 64, 3, device=device).movedim(-1, -3)
-    return training_step(on, PoseCVAE().to(device), pose_reference, list(images), teacher_forcing, 1.0)
-
-
-def step_memory(on, *args, **kwargs):
-    """make_step for a process of its own, whose memory is kept from the start where that is on."""
-    if "memory" in on:
-        tune(torch.device("cpu"))
-    return make_step(on, *args, **kwargs)
-
-
-def mode_of(teacher_forcing):
-    return "teacher-forced" if teacher_forcing else "free-running"
-
-
 def train(args):
     """Time a training step against the step-by-step reference, one optimisation after another."""
     device = choose_device(args.device)
     torch._dynamo.config.recompile_limit = 64  # the LSTMs share their code, and two modes are compiled side by side
     rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    rows, profiles, variants = [], [], stages(device, compiled=args.compile or device.type == "cuda")
+    rows, variants = [], stages(device, args.compile or device.type == "cuda")
     for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
-        mode = mode_of(teacher_forcing)
-        title = f"{mode}, {prior} prior, batch {batch}"
+        setting = {"mode": "teacher-forced" if teacher_forcing else "free-running", "prior": prior, "batch": batch}
         try:
-            found, profiled = time_setting((prior, batch, args.width, teacher_forcing, device), variants, rates, args.repeats, title)
+            found = time_setting((prior, batch, args.width, teacher_forcing, device), variants, rates, args.repeats)
         except torch.OutOfMemoryError:
             if not rows:
                 raise
-            tqdm.write(f"{title}: left out, the GPU's memory is full", file=sys.stderr)
+            tqdm.write(f"{setting}: left out, the GPU's memory is full", file=sys.stderr)
             continue
-        rows += [{"mode": mode, "prior": prior, "batch": batch} | row for row in found]
-        profiles.append(profiled)
+        rows += [setting | row for row in found]
     speeds = f"{rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
-    note = f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {speeds}"
-    report(args, "train", note, rows, profiles)
+    report(args, "train", f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {speeds}", rows)
 
 
-def time_setting(setting, variants, rates, repeats, title):
-    """The rows of `train` for one (prior, batch, width, teacher_forcing, device), and the last variant's profile."""
+def time_setting(setting, variants, rates, repeats):
+    """The rows of `train` for one (prior, batch, width, teacher_forcing, device)."""
     device = setting[-1]
     torch._dynamo.reset()
     steps = {name: make_step(on, *setting) for name, on in variants.items()}
-    seconds = interleaved(steps, device, repeats, kept(variants))
+    seconds = interleaved(steps, device, repeats)
     rows, slowest = [], seconds[next(iter(variants))]
     for name, on in variants.items():
-        if not on & {"default", "reduce-overhead"}:  # the counter does not see what is compiled, which is the same
+        if not on & COMPILED.keys():  # the counter does not see what is compiled, which is the same
             with FlopCounterMode(display=False) as counter:
                 steps[name]()
         flops, rate = counter.get_total_flops() / seconds[name] / 1e12, rates[torch.bfloat16 if "bf16" in on else torch.float32]
         row = {"variant": name, "ms": 1000 * seconds[name], "frames/s": 12 * setting[1] / seconds[name], "TFLOP/s": flops}
         row |= {"% of matmul rate": 100 * flops / rate, "times faster": slowest / seconds[name]}
-        rows.append(row | {"peak GiB": peak_memory(device, step_memory, on, *setting)})
-    return rows, profile(f"{title}, {name}, a step of {row['ms']:.0f} ms", steps[name], device)
-
-
-def extensions(args):
-    """Time a training step of SVG-LP with each extension against one without."""
-    device = choose_device(args.device)
-    everything = list(stages(device).values())[-1]
-    flags = {"--hierarchy 3": {"hierarchy": 3}, "--align": {"align": True}, "--cond_conv": {"cond_conv": "decoder"}}
-    together = {name: value for options in flags.values() for name, value in options.items()}
-    variants = {"plain": {}, **flags, "all three": together, "--cond_conv encoder": {"cond_conv": "encoder"}}
-    rows = []
-    for batch, teacher_forcing in tqdm(list(itertools.product(args.batch_size, (True, False)))):
-        make = partial(make_step, everything, "learned", batch, args.width, teacher_forcing, device)
-        seconds = interleaved({name: make(**options) for name, options in variants.items()}, device, args.repeats)
-        row = {"mode": mode_of(teacher_forcing), "batch": batch}
-        rows += [row | {"variant": name, "ms": 1000 * s, "times plain": s / seconds["plain"]} for name, s in seconds.items()]
-    report(args, "extensions", f"width {args.width}, 12 frames, medians of {args.repeats}", rows)
-
-
-def pose(args):
-    """Time a training step of the pose model, 16 frames of 32 x 64, against its step-by-step reference."""
-    device = choose_device(args.device)
-    rows, variants = [], stages(device, FOLDED_POSE)
-    for batch, teacher_forcing in tqdm(list(itertools.product(args.batch_size, (False, True)))):
-        steps = {name: make_pose_step(on, batch, teacher_forcing, device) for name, on in variants.items()}
-        seconds = interleaved(steps, device, args.repeats, kept(variants))
-        row, slowest = {"mode": mode_of(teacher_forcing), "batch": batch}, seconds[next(iter(variants))]
-        rows += [row | {"variant": name, "ms": 1000 * s, "frames/s": 16 * batch / s, "times faster": slowest / s}
-                 for name, s in seconds.items()]  # fmt: skip
-    report(args, "pose", f"16 frames of 32 x 64, the document's sizes, medians of {args.repeats}", rows)
+        rows.append(row | {"peak GiB": peak_memory(device, make_step, on, *setting)})
+    return rows
 
 
 def reference_evaluation(model, frames, cond, n_samples, posterior=False):
@@ -196,7 +132,7 @@ def make_evaluation(ours, n_samples, args, device, posterior=False):
     model = model.to(memory_format=torch.channels_last)
 
     def evaluate():
-        with kept_memory(device.type == "cpu"), autocast(device, choose_precision("auto", device)):
+        with autocast(device, choose_precision("auto", device)):
             metrics.evaluate(model, [(frames, cond)], n_samples)
 
     return evaluate
@@ -225,7 +161,7 @@ def get_parser():
     formatter, cuda = argparse.ArgumentDefaultsHelpFormatter, torch.cuda.is_available()
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for function in (train, extensions, pose, predict, data):
+    for function in (train, predict, data):
         command = commands.add_parser(function.__name__, help=function.__doc__, formatter_class=formatter)
         command.set_defaults(function=function, device="cpu")
         add = command.add_argument
@@ -233,19 +169,17 @@ def get_parser():
         if function is not data:
             add("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
             add("--repeats", type=count, default=3, help="timed repeats of each variant")
-        if function in (train, extensions, predict):
             add("--width", type=count, default=64, help="channels at 64x64")
-        if function in (train, extensions, pose):
-            batches = [2] if function is pose else [16, 100] if cuda else [4, 16]
-            add("--batch_size", type=number(int, 2), nargs="+", default=batches, help="clips a step")
         if function is train:
+            batches = [16, 100] if cuda else [4, 16]
+            add("--batch_size", type=number(int, 2), nargs="+", default=batches, help="clips a step")
             add("--compile", action="store_true", help="time --compile too (CUDA: on)")
             add("--prior", nargs="+", choices=["fixed", "learned"], default=["fixed", "learned"], help="which priors")
         elif function is predict:
             add("--clips", type=count, default=16, help="clips")
             add("--n_samples", type=count, default=100, help="futures a clip")
             add("--reference_samples", type=count, default=4, help="futures a clip that the reference runs")
-        elif function is data:
+        else:
             add("--data_root", default="data/pushing_sample", help="data set in the folder layout")
             add("--n_clips", type=count, default=128, help="training clips to use")
             add("--n_frames", type=count, default=12, help="frames of a window")
