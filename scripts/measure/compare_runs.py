@@ -3,41 +3,20 @@
     python -m scripts.measure.compare_runs runs/A runs/B runs/C --out runs/report
 
 Runs that differ in nothing but the seed are one group: its mean and spread (sample standard deviation over the seeds)
-stand in the table, and a difference counts only if Welch's 95 % interval over the seeds leaves out zero.
+stand in the table, and a difference counts only if Welch's 95 % interval over the seeds leaves out zero. Runs on other
+clips, or of another kind of model, get a section of their own.
 """
 
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 import options
-import visualize
 from scripts.measure import report
-from scripts.measure.runs import (
-    CHECKPOINTS,
-    Run,
-    by_model,
-    differing,
-    families,
-    group_runs,
-    score_table,
-    settings_table,
-    summary,
-)
+from scripts.measure.runs import CHECKPOINTS, Run, differing, families, group_runs, score_table, settings_table, summary
 from utils import UserError, choose_machine, make_folder, run_command, write_json, writing
-
-
-def save_clips(path, family, n_show):
-    """Write a family's predictions of some clips, evenly spread over the test clips, beside the truth."""
-    first, n = family[0], len(family[0].pictures)
-    rows = []
-    for k in np.linspace(0, n - 1, min(n_show, n)).round().astype(int):
-        predicted = {f"{group.letter} {group.name}": group.pictures[k]["sample 1"] for group in family}
-        rows.append(visualize.thin({"truth": first.pictures[k]["truth"], **predicted}))
-    visualize.save_video(path, rows, first.runs[0].n_past, scale=2 if len(family) < 8 else 1)
 
 
 def scores_of(group, varied):
@@ -85,27 +64,24 @@ def main():
     for run in tqdm(runs, "scoring", unit=" runs", leave=False):
         run.evaluate(args, device, precision)
 
-    groups = group_runs(runs)
-    kin, kinds = families(groups), by_model(groups)
-    numbered = lambda name, many: [args.out / name.format(f"-{k + 1}" if k else "") for k in range(len(many))]
-    curves, clips, steps = numbered("curves{}.png", kinds), numbered("clips{}.gif", kin), args.out / "per_step.png"
-    for path, kind in zip(curves, kinds):
-        report.plot_curves(path, kind)
-    report.plot_steps(steps, kin)
-    for path, family in zip(clips, kin):
-        save_clips(path, family, args.n_show)
-    write_json(args.out / "scores.json", [scores_of(group, differing(next(k for k in kinds if group in k))) for group in groups])
+    kin, pictures = families(group_runs(runs)), []
+    for k, family in enumerate(kin):
+        number = f"-{k + 1}" if k else ""
+        pictures.append([args.out / name.format(number) for name in ("curves{}.png", "per_step{}.png", "clips{}.gif")])
+        report.plot_curves(pictures[-1][0], family)
+        report.plot_steps(pictures[-1][1], family)
+        report.save_clips(pictures[-1][2], family, args.n_show)
+    write_json(args.out / "scores.json", [scores_of(group, differing(family)) for family in kin for group in family])
     with writing(args.out / "report.html") as temporary:
-        temporary.write_text(report.page(args.n_samples, groups, kin, curves, steps, clips), encoding="utf-8")
+        temporary.write_text(report.page(args.n_samples, kin, pictures), encoding="utf-8")
 
     for family in kin:
         print(f"\n{family[0].runs[0].clips}")
         print_table(*score_table(family))
         print(summary(family))
-    for kind in kinds:
-        if len(kind) > 1:
+        if len(family) > 1:
             print("\nsettings that differ")
-            print_table(*settings_table(kind))
+            print_table(*settings_table(family))
     print(f"\nwrote {args.out}/report.html, curves.png, per_step.png, clips.gif, scores.json")
 
 

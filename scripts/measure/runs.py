@@ -1,4 +1,4 @@
-"""Runs to compare: their settings, logs and scores; groups of seeds; which groups can be compared, and what a difference is worth."""
+"""Runs to compare: their settings, logs and scores; groups of seeds, families of groups, and what a difference is worth."""
 
 import csv
 import itertools
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import metrics
 from dataset import open_for
@@ -20,9 +19,7 @@ from training.checkpoint import load_model
 from utils import UserError, autocast
 
 # The seed, and settings that do not change what a run learns.
-INDIFFERENT = set(
-    "seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split()
-)
+INDIFFERENT = "seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split()
 CHECKPOINTS = {"best": "best.pt", "final": "last.pt"}
 
 
@@ -51,9 +48,7 @@ class Run:
             if [type(x) for x in (self.seed, self.niter, model["name"])] != [int, int, str]:
                 raise TypeError
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{folder}: not a run directory (no args.json); give folders that a train command wrote"
-            ) from None
+            raise UserError(f"{folder}: not a run directory (no args.json); give folders that a train command wrote") from None
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error):
             raise UserError(f"{folder}: args.json or log.csv is damaged; leave this run out") from None
         self.settings = {k: v for k, v in (args | model).items() if k not in INDIFFERENT}
@@ -98,13 +93,10 @@ class Group:
         values = np.array([[log[epoch] for epoch in epochs] for log in logs])
         return epochs, values.mean(0), spread(values)
 
-    def steps(self, reference):
-        """{panel: mean (T,) and band} of every step: "psnr", "ssim", and the PSNR less the reference group's, clip by clip."""
-        steps = lambda group, metric: np.stack([run.scores["best"][metric] for run in group.runs])  # (runs, N, T)
-        found = {m: (steps(self, m).mean((0, 1)), spread(steps(self, m).mean(1))) for m in ("psnr", "ssim")}
-        paired = torch.from_numpy(steps(self, "psnr").mean(0) - steps(reference, "psnr").mean(0))
-        found["difference"] = [np.array(x, float) for x in zip(*(metrics.interval(step).values() for step in paired.T))]
-        return found
+    def steps(self, metric):
+        """Mean and spread over the runs of best.pt's metric at every step."""
+        values = np.stack([run.scores["best"][metric].mean(0) for run in self.runs])
+        return values.mean(0), spread(values)
 
     def epochs(self):
         """How far the runs have come."""
@@ -128,31 +120,23 @@ def group_runs(runs):
     return [Group(letter, [seeds[s] for s in sorted(seeds)]) for letter, seeds in zip(letters, found.values())]
 
 
-def same_clips(a, b):
-    """Whether two groups were scored on the same frames of the same clips."""
+def comparable(a, b):
+    """Whether two groups hold the same kind of model and were scored on the same frames of the same clips."""
     truths = zip(*([picture["truth"] for picture in group.pictures] for group in (a, b)))
     same = len(a.pictures) == len(b.pictures) and a.runs[0].n_past == b.runs[0].n_past
-    return same and all(np.array_equal(x, y) for x, y in truths)
+    return same and a.settings["name"] == b.settings["name"] and all(np.array_equal(x, y) for x, y in truths)
 
 
 def families(groups):
-    """Lists of the groups that were scored on the same clips; only within one are scores comparable."""
+    """Lists of the groups that can be compared."""
     found = []
     for group in groups:
-        family = next((family for family in found if same_clips(family[0], group)), None)
+        family = next((family for family in found if comparable(family[0], group)), None)
         if family is None:
             found.append([group])
         else:
             family.append(group)
     return found
-
-
-def by_model(groups):
-    """Lists of the groups with the same kind of model, whose settings and curves can be laid beside each other."""
-    found = {}
-    for group in groups:
-        found.setdefault(group.settings["name"], []).append(group)
-    return list(found.values())
 
 
 def differing(groups):
@@ -198,9 +182,8 @@ def summary(family):
 
 def score_table(family):
     """Header and rows of a family's scores, as text; the last row is the copy-last baseline."""
-    header = ["", "run", "seeds", "epochs"]
-    header += [f"{which} {unit}" for which in CHECKPOINTS for unit in ("PSNR (dB)", "SSIM")]
-    header += [f"best PSNR against {family[0].letter} (dB)"]
+    scores = [f"{which} {unit}" for which in CHECKPOINTS for unit in ("PSNR (dB)", "SSIM")]
+    header = ["", "run", "seeds", "epochs", *scores, f"best PSNR against {family[0].letter} (dB)"]
     rows = []
     for group in family:
         row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), group.epochs()]

@@ -5,8 +5,9 @@
     python -m scripts.recipes all [--small] [flags for every recipe]
 
 A run is RUNS/RECIPE[-small]-seedN. One that was interrupted is resumed, and a finished one left alone, so the same command
-goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, JOBS at a time on one
-thread each, and three seeds of the comparisons that matter most. The recipes of document 003 want recordings with pose drawings:
+goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, `parity` those that
+compare each default with the classic choice: JOBS at a time on one thread each, three seeds of the comparisons that
+matter most, and a report over them. The recipes of document 003 want recordings with pose drawings:
 POSE_ROOT=data/dancer, say; without it `all` leaves them out.
 """
 
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import options
-from scripts.recipes.table import POSE, RECIPES
+from scripts.recipes.table import GROUPS, POSE, RECIPES
 from training.checkpoint import load_checkpoint
 from utils import UserError, make_folder, run_command
 
@@ -116,7 +117,7 @@ def print_table():
 def get_parser():
     parser = options.Parser(__doc__, argparse.RawDescriptionHelpFormatter, prog="recipes", usage="%(prog)s RECIPE [flags]")
     add, environ = parser.add_argument, os.environ.get
-    add("recipe", choices=["list", "all", "extensions", *RECIPES], metavar="RECIPE", help="a name, or list, all, extensions")
+    add("recipe", choices=["list", *GROUPS, *RECIPES], metavar="RECIPE", help="a name, list, all, extensions or parity")
     add("--small", action="store_true", help="width 8 (of pose: an eighth), batches of 4 at most, 20 epochs of 12 steps")
     add("--niter", "--num_epoch", type=options.count, help="epochs, over which the schedules keep their shape")
     add("--seed", type=options.natural, help="of one recipe (1)")
@@ -136,8 +137,7 @@ def main():
         return train(args, args.recipe, 1 if args.seed is None else args.seed, flags)
     if args.log_dir or args.seed is not None:
         parser.error(f"{'--log_dir' if args.log_dir else '--seed'}: of one recipe; {args.recipe} makes many runs")
-    extensions = args.recipe == "extensions"
-    return train_many(args, [name for name in RECIPES if name.startswith("extension") == extensions], flags)
+    return train_many(args, [name for name in RECIPES if name.startswith(GROUPS[args.recipe])], flags)
 
 
 if __name__ == "__main__":

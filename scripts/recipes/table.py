@@ -1,4 +1,4 @@
-"""The runs that documents 000 to 003 report, and those of the extensions, as a table.
+"""The runs that documents 000 to 003 report, those of the extensions, and each default against the classic choice.
 
 A schedule of `flags` keeps its shape when a recipe runs for another number of epochs than its document's: `@50` is that
 document's epoch 50, `0.005/epoch` a fall in each of its epochs, `3*epochs` three in every epoch.
@@ -16,7 +16,7 @@ class Recipe(NamedTuple):
     flags: str
     reported: str  # PSNR in dB
     note: str
-    seeds: int = 1  # that `all` and `extensions` train
+    seeds: int = 1  # that `all`, `extensions` and `parity` train
 
 
 FP, LP, POSE = "train_fixed_prior.py", "train_learned_prior.py", "train_pose.py"
@@ -32,7 +32,6 @@ D001_TF = f"{D001} --tfr_start_decay_epoch @50 --tfr_decay_step 0.005/epoch"
 D002_CYCLES = f"{CLASSIC} --kl_anneal cyclical --kl_anneal_cycle 3*epochs --kl_anneal_per step"
 ZERO_TAIL = "--tfr_start_decay_epoch @150 --tfr_end_decay_epoch @250"
 D003 = "--batch_size 4 --fast_train --fast_train_epoch @22 --tfr_sde @5 --kl_anneal_ratio 1.5"
-TINY = "--width 8 --batch_size 4 --epoch_size 40 --val_every 10 --num_workers 0"
 
 MONOTONIC = "--kl_anneal monotonic --kl_anneal_per epoch"
 TWO_CYCLES = "--kl_anneal cyclical --kl_anneal_cycle 2 --kl_anneal_per epoch"
@@ -89,9 +88,33 @@ RECIPES = {
     "003_best": Recipe(
         "003", POSE, 100, "--fast_train --fast_train_epoch @9 --kl_anneal_type NoKL_Annealing --tfr 0",
         "32.320 (test)", "its best run: partial data to epoch 9"),
-    "extension_none": Recipe("-", LP, 10, TINY, "-", "SVG-LP without extensions, 400 steps", 3),
-    "extension_hierarchy": Recipe("-", LP, 10, f"{TINY} --hierarchy 3", "-", "three levels of latents", 3),
-    "extension_align": Recipe("-", LP, 10, f"{TINY} --align", "-", "skips that move with a flow", 3),
-    "extension_cond_conv": Recipe("-", LP, 10, f"{TINY} --cond_conv", "-", "convolutions modulated by the condition", 3),
-    "extension_all": Recipe("-", LP, 10, f"{TINY} --hierarchy 3 --align --cond_conv", "-", "all three", 3),
 }  # fmt: skip
+
+EXTENSIONS = {
+    "none": ("", "SVG-LP without extensions, 400 steps"),
+    "hierarchy": ("--hierarchy 3", "three levels of latents"),
+    "align": ("--align", "skips that move with a flow"),
+    "cond_conv": ("--cond_conv", "convolutions modulated by the condition"),
+    "all": ("--hierarchy 3 --align --cond_conv", "all three"),
+}
+PARITY = {
+    "defaults": ("", "the defaults, 400 steps of 8 clips; the others change one thing each"),
+    "classic": (f"{CLASSIC} --beta 1 --precision fp32", "the next five at once"),
+    "skip_frame": ("--skip_frame classic", "classic: skips from the frame before the last given one"),
+    "first_frame": ("--no-random_start", "classic: every window from frame 0"),
+    "beta_1": ("--beta 1", "classic: a KL weight of 1"),
+    "no_clipping": ("--grad_clip 0", "classic: gradients not clipped"),
+    "fp32": ("--precision fp32", "classic: float32"),
+    "ema": ("--ema 0.999", "a moving average of the weights"),
+    "lr_cosine": ("--lr_cosine", "a cosine learning rate"),
+    "group_norm": ("--norm group", "GroupNorm"),
+    "z_dim_16": ("--z_dim 16", "16 latent dimensions"),
+}
+for group, epochs, fixed, changes in (
+    ("extension", 10, "--batch_size 4 --epoch_size 40 --val_every 10", EXTENSIONS),
+    ("parity", 8, "--batch_size 8 --epoch_size 50 --val_every 8", PARITY),
+):
+    for name, (flags, note) in changes.items():
+        flags = f"--width 8 --num_workers 0 {fixed} {flags}"
+        RECIPES[f"{group}_{name}"] = Recipe("-", LP, epochs, flags, "-", note, 3)
+GROUPS = {"all": ("000", "001", "002", "003"), "extensions": ("extension",), "parity": ("parity",)}  # how names begin
