@@ -3,14 +3,14 @@
     scripts/data/download_bair.sh data/bair_raw
     python -m scripts.data.convert_bair data/bair_raw data/bair
 
-A TFRecord file holds some 256 clips of 30 frames. Clip K of train/traj_A_to_B.tfrecords becomes train/traj_A_to_B/K; the
+A TFRecord file holds some 256 clips of 30 frames. Clip K of train/traj_A_to_B.tfrecords becomes the clip traj_A_to_B/K of train; the
 last --validate records of train (files in the order of their numbers) become the split validate instead. Every record's
-checksums are verified, and without --skip_bad nothing is finished before all are good. Started again after it was
+checksums are verified, and without --skip_bad nothing is finished before all are good. DST is packed, which loads fast;
+pack_dataset --unpack makes PNG files of it. Started again after it was
 interrupted, or after a bad file was replaced, the conversion goes on where it was: what is done lies in DST/.parts.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -22,7 +22,7 @@ import numpy as np
 
 from dataset import natural_key
 from options import Parser, natural
-from scripts.data.pack_dataset import in_workers, write_clip, write_packed, writing_folder
+from scripts.data.pack_dataset import claim, in_workers, write_packed, writing_folder
 from scripts.data.tfrecord import BadRecord, parse, read_records
 from utils import UserError, locked, run_command, write_json
 
@@ -48,9 +48,7 @@ def plan(source, n_validate):
         files = sorted((source / split).glob("[!.]*.tfrecords"), key=natural_key)
         parts[split] = [Part(split, file) for file in files]
     if not any(parts.values()):
-        raise UserError(
-            f"{source}: no train/*.tfrecords or test/*.tfrecords; give the folder that download_bair.sh filled"
-        )
+        raise UserError(f"{source}: no train/*.tfrecords or test/*.tfrecords; give the folder that download_bair.sh filled")
     train, validate = parts["train"], []
     while n_validate and train:
         file = train.pop().file
@@ -75,7 +73,7 @@ def read_part(part, camera):
                 yield number, error
 
 
-def convert_part(job, camera, form):
+def convert_part(job, camera):
     """Convert a part, job = (part, folder), to a temporary folder beside `folder`; returns the temporary one and the faults."""
     part, folder = job
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -87,10 +85,7 @@ def convert_part(job, camera, form):
                 faults.append(f"{part.file} record {number}: {clip}")
                 continue
             numbers.append(number)
-            if form == "folders":
-                write_clip(temporary / str(number), clip)
-            else:
-                clips.append(clip)
+            clips.append(clip)
         if not numbers and not faults:
             faults.append(f"{part.file}: holds no records")
         if clips:
@@ -114,11 +109,9 @@ def convert_parts(parts, work, args):
         shutil.rmtree(stale, ignore_errors=True)
     folders = {part: work / part.key() for part in parts}
     todo = [(part, folder) for part, folder in folders.items() if not folder.exists()]
-    convert = partial(convert_part, camera=args.camera, form=args.format)
-    faults = []
-    for (part, folder), (temporary, found) in zip(
-        todo, in_workers(convert, todo, args.num_workers, "converting", "files")
-    ):
+    convert = partial(convert_part, camera=args.camera)
+    faults, results = [], in_workers(convert, todo, args.num_workers, "converting", "files")
+    for (part, folder), (temporary, found) in zip(todo, results):
         faults += found
         if found and not args.skip_bad:
             shutil.rmtree(temporary)
@@ -144,33 +137,6 @@ def packed_clips(parts, folders):
             yield f"{part.file.stem}/{number}", {key: array[first:last] for key, array in arrays.items()}
 
 
-def join(parts, folders, form, destination):
-    """Make one split of its parts."""
-    destination.mkdir()
-    if form == "packed":
-        write_packed(destination, packed_clips(parts, folders))
-    else:
-        for part in parts:
-            os.replace(folders[part], destination / part.file.stem)
-
-
-def begin(destination, settings):
-    """Write DST/settings.json, or refuse to go on with other settings than it holds; returns the parts DST was made of, if it was."""
-    path = destination / "settings.json"
-    try:
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        made_of = old.pop("parts", None)
-    except (OSError, ValueError, TypeError, AttributeError):
-        old, made_of = "unreadable", None
-    if not path.exists() and any(not found.name.startswith(".") for found in destination.iterdir()):
-        raise UserError(f"{destination}: holds something else; choose another destination")
-    if old not in ({}, settings):
-        raise UserError(f"{path}: begun with other settings ({old}); use them again or choose another destination")
-    if not old:
-        write_json(path, settings)
-    return made_of
-
-
 def publish(ready, destination):
     """Move the finished splits from the folder where all of them lie ready."""
     for path in sorted(ready.iterdir(), key=lambda path: path.name == "settings.json"):
@@ -185,7 +151,6 @@ def main():
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="folder with softmotion30_44k, or with its train and test")
     add("destination", type=Path, metavar="DST", help="folder to write to; give it to --data_root")
-    add("--format", choices=("packed", "folders"), default="packed", help="packed loads fast (default)")
     add("--camera", choices=("aux1", "main"), default="aux1", help="aux1 is what SVG's numbers are for (default)")
     add("--validate", type=natural, default=256, metavar="N", help="training clips to validate on (default: 256)")
     add("--skip_bad", action="store_true", help="leave bad records out instead of stopping at the end")
@@ -195,20 +160,21 @@ def main():
     splits = plan(inner if inner.is_dir() else args.source, args.validate)
     splits = {split: parts for split, parts in splits.items() if parts}
     parts = [part for split in splits.values() for part in split]
-    settings = {"format": args.format, "camera": args.camera, "validate": args.validate}
+    settings = {"format": "packed", "camera": args.camera, "validate": args.validate}
     ready, keys = destination / ".ready", [part.key() for part in parts]
     with locked(destination):
-        made_of = begin(destination, settings)
+        made_of = claim(destination, settings).get("parts")
         if made_of is None and not ready.exists():
             folders = convert_parts(parts, destination / ".parts", args)
             # All splits or none: between two runs a file may be replaced, which moves the border of train and validate.
             with writing_folder(ready) as temporary:
                 for split, of_split in splits.items():
-                    join(of_split, folders, args.format, temporary / split)
+                    (temporary / split).mkdir()
+                    write_packed(temporary / split, packed_clips(of_split, folders))
                 write_json(temporary / "settings.json", settings | {"parts": keys})
         if ready.exists():
             publish(ready, destination)
-            made_of = begin(destination, settings)
+            made_of = claim(destination, settings).get("parts")
         if made_of != keys:
             raise UserError(f"{destination}: made of other files than {args.source} holds now; choose another destination")
     print(f"{destination} is ready: --data_root {destination}")

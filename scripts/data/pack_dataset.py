@@ -10,6 +10,7 @@ packed form is; a clip's frames and conditions come back from it as they were, t
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -83,6 +84,24 @@ def writing_folder(folder):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def claim(folder, settings):
+    """Write FOLDER/settings.json, or refuse to go on with other settings than it holds; returns what it holds beside them."""
+    path, others = folder / "settings.json", {}
+    if not path.exists():
+        if any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise UserError(f"{folder}: holds something else; choose another destination")
+        write_json(path, settings)
+        return others
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        others = {name: old.pop(name) for name in old.keys() - settings.keys()}
+    except (OSError, ValueError, AttributeError):
+        old = "unreadable"
+    if old != settings:
+        raise UserError(f"{path}: begun with other settings ({old}); use them again or choose another destination")
+    return others
+
+
 def write_packed(folder, clips):
     """Write the packed form of clips: pairs (GROUP/CLIP, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
     names, lengths, rows, shapes = [], [], {}, {}
@@ -136,9 +155,8 @@ def read_clip(clip, csv_files):
         if not (n_frames := count_frames(clip)):
             raise UserError(f"{clip}: holds no frames; remove it")
         frames = read_pngs(clip, range(n_frames))
-    return {"frames": frames} | {
-        Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files
-    }
+    rows = {Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files}
+    return {"frames": frames} | rows
 
 
 def write_clip(clip, arrays):

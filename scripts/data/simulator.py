@@ -24,20 +24,9 @@ FRAME_SECONDS = 0.1  # simulated time from one frame to the next
 TIMESTEP = 0.002  # of the physics, seconds
 SQUEEZE = 0.007  # metres bodies may press into each other before the gripper stops
 
-# The finger tips are magenta; no object, tray or arm has a hue near it, so they can be found by
-# colour: see `tip_mask`.
+# The finger tips are magenta; no object, tray or arm has a hue near it, so they can be found by colour.
 TIP_RGB = (255, 0, 217)
-TIP_MARGIN = 70
 HUES = (0.0, 0.07, 0.14, 0.33, 0.50, 0.62)  # of objects, as in colorsys: red ... blue
-
-
-def tip_mask(frames):
-    """Where the finger tips are: (..., 3) uint8 RGB -> (...) bool.
-
-    A pixel is magenta where both red and blue exceed green by TIP_MARGIN.
-    """
-    red, green, blue = np.moveaxis(np.asarray(frames).astype(int), -1, 0)
-    return np.minimum(red, blue) - green > TIP_MARGIN
 
 
 def numbers(*values):
@@ -96,15 +85,8 @@ def scene_xml(rng, toys):
     dark, pale, joint = np.full(3, 0.13), np.full(3, 0.45), np.array([0.50, 0.10, 0.10])
     tip = np.array(TIP_RGB) / 255
     (w, d), t = BIN, 0.012
-    walls = "".join(
-        geom("box", size, wall, pos)
-        for size, pos in [
-            ((w + 2 * t, t, WALL / 2), (0, d + t, WALL / 2)),
-            ((w + 2 * t, t, WALL / 2), (0, -d - t, WALL / 2)),
-            ((t, d, WALL / 2), (w + t, 0, WALL / 2)),
-            ((t, d, WALL / 2), (-w - t, 0, WALL / 2)),
-        ]
-    )
+    sides = [(w + 2 * t, t, 0, d + t), (w + 2 * t, t, 0, -d - t), (t, d, w + t, 0), (t, d, -w - t, 0)]
+    walls = "".join(geom("box", (sx, sy, WALL / 2), wall, (x, y, WALL / 2)) for sx, sy, x, y in sides)
     bodies = "".join(f'<body pos="{numbers(p)}" quat="{numbers(q)}"><freejoint/>{g}</body>' for g, p, q in toys)
     ghost = 'contype="0" conaffinity="0" mass="0"'
     fingers = "".join(
@@ -112,11 +94,8 @@ def scene_xml(rng, toys):
         + geom("box", (0.009, 0.011, 0.014), dark, (x, 0, 0.055))
         for x in (-0.038, 0.038)
     )
-    hand = (
-        fingers
-        + geom("box", (0.050, 0.018, 0.012), dark, (0, 0, 0.080))
-        + geom("cylinder", (0.021, WRIST / 2 - 0.045), dark, (0, 0, WRIST / 2 + 0.045))
-    )
+    hand = fingers + geom("box", (0.050, 0.018, 0.012), dark, (0, 0, 0.080))
+    hand += geom("cylinder", (0.021, WRIST / 2 - 0.045), dark, (0, 0, WRIST / 2 + 0.045))
     links = "".join(
         f'<body name="{name}" mocap="true">'
         + geom("capsule", [r], color, extra=f'fromto="0 0 0 0 0 {length}" {ghost}')
@@ -207,7 +186,8 @@ class Simulator:
         """Let the dropped objects come to rest; raises Retry when one rolls on or left the tray."""
         for _ in range(30):
             self.move(np.zeros(4))
-            if self.toy_speeds().max() < 0.003:
+            speeds = np.linalg.norm(self.data.qvel[4:].reshape(-1, 6)[:, :3], axis=1)
+            if speeds.max() < 0.003:
                 return self.check_inside()
         raise Retry
 
@@ -221,17 +201,20 @@ class Simulator:
         """Positions of the objects, (count, 3) metres."""
         return self.data.qpos[4:].reshape(-1, 7)[:, :3].copy()
 
-    def toy_speeds(self):
-        """Speeds of the objects, (count,) metres per second."""
-        return np.linalg.norm(self.data.qvel[4:].reshape(-1, 6)[:, :3], axis=1)
+    def state(self):
+        """What set_state needs to come back here: the gripper's place, and positions and velocities of all."""
+        return self.hand, self.data.qpos.copy(), self.data.qvel.copy(), self.data.qacc_warmstart.copy()
+
+    def set_state(self, state):
+        """Go back to a state."""
+        self.hand, self.data.qpos[:], self.data.qvel[:], self.data.qacc_warmstart[:] = state
 
     def move(self, action):
         """Move the gripper by `action` (4 numbers) in one frame's time.
 
         Returns whether that was possible: where it would squeeze an object, nothing changes.
         """
-        data, steps = self.data, round(FRAME_SECONDS / TIMESTEP)
-        before = data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy()
+        data, steps, before = self.data, round(FRAME_SECONDS / TIMESTEP), self.state()
         for step in range(steps):
             # Joints of huge inertia whose position and velocity are set at every step: contacts
             # feel the velocity (unlike that of a mocap body), yet no contact moves the gripper.
@@ -239,7 +222,7 @@ class Simulator:
             data.qvel[:4] = action / FRAME_SECONDS
             self.mj.mj_step(self.model, data)
             if np.any(action) and data.ncon and data.contact.dist.min() < -SQUEEZE:
-                data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = before
+                self.set_state(before)
                 return False
         self.hand = np.round(self.hand + action, 6)
         data.qpos[:4], data.qvel[:4] = self.hand, 0
@@ -265,11 +248,8 @@ class Simulator:
         distance = np.linalg.norm(reach)
         along = (distance**2 + UPPERARM**2 - FOREARM**2) / (2 * distance)
         bend = np.cross(np.cross(reach, (0.8, 0, 1.0)), reach)  # the elbow points out and up
-        elbow = (
-            self.shoulder
-            + reach / distance * along
-            + bend / np.linalg.norm(bend) * np.sqrt(max(UPPERARM**2 - along**2, 0))
-        )
+        out = np.sqrt(max(UPPERARM**2 - along**2, 0))
+        elbow = self.shoulder + reach / distance * along + bend / np.linalg.norm(bend) * out
         for i, (start, end) in enumerate([(wrist, elbow), (elbow, self.shoulder)]):
             self.data.mocap_pos[i] = start
             self.mj.mju_quatZ2Vec(self.data.mocap_quat[i], end - start)
