@@ -155,7 +155,7 @@ def test_markup_and_mathematics_in_names_are_text(trained, tiny_data, tmp_path, 
     compare_runs.main()
     page = Text((tmp_path / "out/report.html").read_text(encoding="utf-8"))
     assert not {"u", "s"} & page.tags
-    for text in (f"{odd}0", f"B {odd}1", f"<s>{odd}", f"Scores on {tmp_path}/{odd}", f"Highest: A {odd}0"):
+    for text in (f"{odd}0", f"B{odd}1", f"<s>{odd}", f"Scores on {tmp_path}/{odd}", f"Highest: A {odd}0"):
         assert text in page.text, text
     assert Text(report.picture(tmp_path / "out/curves.png", odd)).attributes[1] == ("alt", odd)
     assert Text(report.element("td", odd, title=odd)).attributes == [("title", odd)]

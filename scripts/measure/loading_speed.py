@@ -1,7 +1,6 @@
 """How fast clips are loaded, the classic way and this project's; `python -m scripts.measure.benchmark data` runs it."""
 
 import csv
-import resource
 import tempfile
 import time
 from functools import partial
@@ -33,23 +32,13 @@ class ClassicClips(Dataset):
         return frames, torch.tensor(np.concatenate(rows, 1).astype(float), dtype=torch.float)
 
 
-def cpu_seconds():
-    """Of this process and of its children that have ended."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage)
-
-
-def clips_per_second(make_loader, batch_size, seconds):
-    """Clips a second once the first batch is there, and clips a second of CPU time, all processes and their start included."""
-    cpu, loader = cpu_seconds(), iter(make_loader())
-    next(loader)
-    n = first = batch_size
-    began = time.perf_counter()
-    while (wall := time.perf_counter() - began) < seconds:
+def clips_per_second(loader, batch_size, seconds):
+    """Clips a second once the first batch is there."""
+    loader, n, began = iter(loader), 0, None
+    while began is None or time.perf_counter() - began < seconds:
         next(loader)
-        n += batch_size
-    del loader  # ends its workers
-    return (n - first) / wall, n / (cpu_seconds() - cpu)
+        n, began = (0, time.perf_counter()) if began is None else (n + batch_size, began)
+    return n / (time.perf_counter() - began)
 
 
 def data(args):
@@ -79,8 +68,8 @@ def data(args):
             ("packed, in memory", partial(ours, root=packed, data_device="cpu"), (0,)),  # a batch is made where it is used
         ):
             for num_workers in workers:
-                wall, core = clips_per_second(partial(way, num_workers), args.batch_size, args.seconds)
-                row = {"way": name, "workers": num_workers, "clips/s": wall, "clips/s a core": core}
-                rows.append(row | {"times": core / (rows[0] if rows else row)["clips/s a core"]})
+                row = {"way": name, "workers": str(num_workers)}
+                row["clips/s"] = clips_per_second(way(num_workers), args.batch_size, args.seconds)
+                rows.append(row | {"times": row["clips/s"] / (rows or [row])[0]["clips/s"]})
     windows = f"windows of {args.n_frames} frames, batches of {args.batch_size}"
     report(args, "data", f"{len(clips)} clips, {windows}, {args.seconds:g} s each", rows)

@@ -23,17 +23,13 @@ COMPARED = {
     "tfr": ("Teacher-forcing ratio", "probability"),
 }
 STYLE = """
-:root { --ink: #1b1f24; --soft: #5c6670; --line: #dfe3e8; --tint: #f6f8fa; --accent: #0072B2; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1180px; margin: 2.5rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-p { color: var(--soft); max-width: 78ch; } figure { margin: 0; overflow-x: auto; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1180px; margin: 2.5rem auto; padding: 0 1.5rem; }
+p, thead th, tr.baseline td, .noise { color: #5c6670; } p { max-width: 78ch; }
+figure { margin: 0; } figure, .scroll, pre { overflow-x: auto; }
 img { max-width: 100%; height: auto; } img.clips { image-rendering: pixelated; max-width: none; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--ink); vertical-align: bottom; }
-tr:hover td { background: var(--tint); } td:first-child, .highest { font-weight: 700; } .highest { color: var(--accent); }
-tr.baseline td, .noise { color: var(--soft); }
-details { margin: .8rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; background: var(--tint); padding: .8rem; font-size: 12.5px; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid #dfe3e8; }
+td:first-child, .highest { font-weight: 700; } .highest { color: #0072B2; }
 """
 SCORES = """Best: the checkpoint with the highest validation PSNR; final: the last one. ± is the sample standard deviation over
  seeds, and in the column of differences the half-width of Welch's 95 % interval over seeds. A difference whose interval holds
@@ -53,19 +49,15 @@ def figure(path, n_rows, n_columns, size):
         plt.close(made)
 
 
-def label(group):
-    """A group in a legend, safe from matplotlib's mathematics."""
-    n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
-    return f"{group.letter} {group.name}{n}".replace("$", r"\$")
-
-
 def draw(axis, group, x, mean, band):
     """A group's line, with its letter at some points and a band of +- `band` if there is one."""
     i = functools.reduce(lambda n, letter: 26 * n + ord(letter) - ord("A") + 1, group.letter, 0) - 1  # A .. Z, AA ..
     colour, dash = PALETTE[i % len(PALETTE)], ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
     marker = {"marker": f"$\\mathrm{{{group.letter}}}$", "ms": 7, "mew": 0.3}
     every = min(len(x), max(2, len(x) // 5)) or 1  # letters of lines that coincide stand apart
-    axis.plot(x, mean, dash, color=colour, label=label(group), lw=1.3, markevery=(i % every, every), **marker)
+    n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
+    label = f"{group.letter} {group.name}{n}".replace("$", r"\$")  # no mathematics of matplotlib's
+    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **marker)
     if band is not None:
         axis.fill_between(x, mean - band, mean + band, color=colour, alpha=0.13, lw=0)
 
@@ -84,8 +76,7 @@ def plot_curves(path, family):
             axes[0, 0].plot(*copied[0], "--", color="#999999", lw=1.3, label="copy last frame")
         axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
         axes[1, 2].set_axis_off()
-        what = "Mean over seeds; bands: the sample standard deviation over seeds, where there are several"
-        made.suptitle(what, fontsize=10)
+        made.suptitle("Mean over seeds; bands: the sample standard deviation over seeds", fontsize=10)
 
 
 def plot_steps(path, family):

@@ -98,11 +98,6 @@ class Group:
         values = np.stack([run.scores["best"][metric].mean(0) for run in self.runs])
         return values.mean(0), spread(values)
 
-    def epochs(self):
-        """How far the runs have come."""
-        done = {f"{len(run.log)}" + f" of {run.niter}" * (len(run.log) < run.niter) for run in self.runs}
-        return ", ".join(sorted(done))
-
 
 def common_name(names):
     """The folders' names without their seeds: a-seed1, a-seed2 -> a."""
@@ -186,7 +181,8 @@ def score_table(family):
     header = ["", "run", "seeds", "epochs", *scores, f"best PSNR against {family[0].letter} (dB)"]
     rows = []
     for group in family:
-        row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), group.epochs()]
+        done = {f"{len(run.log)}" + f" of {run.niter}" * (len(run.log) < run.niter) for run in group.runs}
+        row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), ", ".join(sorted(done))]
         row += [show(group.values(w, m), d) for w in CHECKPOINTS for m, d in (("psnr", 2), ("ssim", 4))]
         rows.append([*row, verdict(group, family[0])])
     copied = family[0].runs[0].copy_last

@@ -70,8 +70,7 @@ def peak_memory(device, make, *args):
         return pool.apply(_memory_of, (make, *args))
 
 
-def _memory_of(make, *args):
-    # Not ru_maxrss, which a process inherits from the one that started it.
+def _memory_of(make, *args):  # not ru_maxrss, which a process inherits from the one that started it
     peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
     torch.randn(64, 64) @ torch.randn(64, 64)
     before = peak()
