@@ -17,9 +17,7 @@ def main():
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("source", help="a checkpoint, RUN/best.pt")
     parser.add_argument("target", help="the file to write")
-    parser.add_argument(
-        "--data_root", "--DR", help="the data set that generate.py takes by default (default: the run's)"
-    )
+    parser.add_argument("--data_root", "--DR", help="the data set that generate.py takes by default (default: the run's)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.source)
     if Path(args.target).name in ("last.pt", "best.pt"):

@@ -51,10 +51,7 @@ def dance(rng, n_frames, height, width):
     unit, poses = 0.9 * height, []
     for t in range(n_frames):
         turn = {name: path[t] for name, path in angle.items()}
-        along = lambda start, length, a: (
-            start[0] + unit * length * math.sin(a),
-            start[1] + unit * length * math.cos(a),
-        )
+        along = lambda at, length, a: (at[0] + unit * length * math.sin(a), at[1] + unit * length * math.cos(a))
         pose = {"hip": (hip_x[t], 0.0)}
         pose["neck"] = along(pose["hip"], -0.32, turn["lean"])
         pose["head"] = along(pose["neck"], -0.14, turn["lean"] / 2)

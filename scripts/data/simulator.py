@@ -70,7 +70,7 @@ def toy(rng, color):
 
 
 def object_colors(rng, count):
-    """`count` saturated colours that differ among themselves, none near the tip's."""
+    """`count` saturated colours, none near the tip's."""
     hues = np.concatenate([rng.permutation(HUES), rng.permutation(HUES)])[:count]
     near = lambda hue: (hue + rng.uniform(-0.015, 0.015)) % 1
     return np.array([colorsys.hsv_to_rgb(near(hue), rng.uniform(0.75, 0.92), rng.uniform(0.6, 0.95)) for hue in hues])
@@ -96,13 +96,10 @@ def scene_xml(rng, toys):
     )
     hand = fingers + geom("box", (0.050, 0.018, 0.012), dark, (0, 0, 0.080))
     hand += geom("cylinder", (0.021, WRIST / 2 - 0.045), dark, (0, 0, WRIST / 2 + 0.045))
-    links = "".join(
-        f'<body name="{name}" mocap="true">'
-        + geom("capsule", [r], color, extra=f'fromto="0 0 0 0 0 {length}" {ghost}')
-        + geom("sphere", [r * 1.25], joint, extra=ghost)
-        + "</body>"
-        for name, r, color, length in [("forearm", 0.020, pale, FOREARM), ("upperarm", 0.030, dark, UPPERARM)]
-    )
+    links = ""
+    for name, r, color, length in [("forearm", 0.020, pale, FOREARM), ("upperarm", 0.030, dark, UPPERARM)]:
+        drawn = geom("capsule", [r], color, extra=f'fromto="0 0 0 0 0 {length}" {ghost}')
+        links += f'<body name="{name}" mocap="true">{drawn}{geom("sphere", [r * 1.25], joint, extra=ghost)}</body>'
     joints = "".join(f'<joint type="slide" axis="{axis}" armature="1e4"/>' for axis in ("1 0 0", "0 1 0", "0 0 1"))
     light = rng.uniform((-0.5, -0.6), (0.5, 0.2))
     eye = np.array([0, -0.43, 0.80]) + rng.uniform(-0.015, 0.015, size=3)

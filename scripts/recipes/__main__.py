@@ -66,8 +66,7 @@ def command(args, name, seed, flags):
 
 def train(args, name, seed, flags, **kwargs):
     """Run a recipe; returns the exit status."""
-    words = command(args, name, seed, flags)
-    if words:
+    if words := command(args, name, seed, flags):
         return subprocess.run(words, **kwargs).returncode
     print(f"{folder(args, name, seed)}: finished before", file=kwargs.get("stdout"), flush=True)
     return 0
@@ -92,12 +91,12 @@ def train_many(args, names, flags):
     """Run recipes side by side, and report on them; returns the exit status."""
     jobs = [(name, seed) for seed in (1, 2, 3) for name in names if seed <= RECIPES[name].seeds]
     jobs = [(name, seed) for name, seed in jobs if args.pose_root or RECIPES[name].command != POSE]
-    data = lambda name: ["--data_root", args.pose_root] if RECIPES[name].command == POSE else []
+    more = lambda name: [*flags, *(["--data_root", args.pose_root] if RECIPES[name].command == POSE else [])]
     make_folder(args.runs / "log")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ThreadPoolExecutor(args.jobs) as pool:
         try:
-            statuses = list(pool.map(lambda job: train_logged(args, *job, [*flags, *data(job[0])]), jobs))
+            statuses = list(pool.map(lambda job: train_logged(args, *job, more(job[0])), jobs))
         except KeyboardInterrupt:  # which the trainings have received too
             pool.shutdown(cancel_futures=True)
             raise
