@@ -105,7 +105,7 @@ def convert_parts(parts, work, args):
 
     What was left out of one with bad records, the next run must name again: it is kept for this run only.
     """
-    for stale in [*work.glob(".*.tmp"), *work.glob("*.bad")]:
+    for stale in work.glob(".*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
     folders = {part: work / part.key() for part in parts}
     todo = [(part, folder) for part, folder in folders.items() if not folder.exists()]
@@ -115,9 +115,10 @@ def convert_parts(parts, work, args):
         faults += found
         if found and not args.skip_bad:
             shutil.rmtree(temporary)
-            continue
-        folders[part] = folder.with_name(f"{folder.name}.bad") if found else folder
-        os.replace(temporary, folders[part])
+        elif found:
+            folders[part] = temporary
+        else:
+            os.replace(temporary, folder)
     if faults and not args.skip_bad:
         remedy = "fetch the files again and run this again, or leave them out with --skip_bad"
         raise UserError(f"bad records: {', '.join(faults)}; {remedy}")

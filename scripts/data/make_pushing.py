@@ -3,20 +3,9 @@
     pip install -r scripts/data/requirements-sim.txt
     python -m scripts.data.make_pushing OUT --train 256 --validate 24 --test 24 --num_workers 2
 
-The defaults make exactly the bundled data set (data/pushing_sample), in the layout of BAIR robot pushing with 256 clips a
-group and the frames of a clip stacked top to bottom in one film strip:
-
-    OUT/{train,validate,test}/traj_A_to_B/K/frames.webp, actions.csv, endeffector_positions.csv (a row a frame)
-
-Stopped and started again, it goes on where it was; OUT/settings.json holds what must not change then.
-
-Frames are 64x64 RGB. The end-effector position is (x, y, z) in metres: the middle between the
-finger tips; +x is to the right in the image, +y away from the camera (up in the image), +z up,
-with the origin in the middle of the tray floor. The action at frame t is (dx, dy, dz, d_angle),
-in metres and radians (d_angle turns the wrist about z): the displacement that takes the gripper
-from frame t to frame t + 1, so endeffector[t + 1] - endeffector[t] == action[t, :3] exactly.
-It is recorded as carried out, that is after it was clipped to the workspace and shortened where
-an object was stuck under or before the gripper. The last row's action would be carried out next.
+The defaults make exactly the bundled data set; data/pushing_sample/README.md says what its numbers mean. The layout is that
+of BAIR robot pushing, a clip's frames stacked top to bottom in one film strip. Stopped and started again, it goes on where
+it was.
 
 A clip depends only on (seed, split, number of the clip): not on --num_workers, not on the others.
 The same seed gives the same bytes with the same versions of MuJoCo and of the GL renderer.
@@ -42,10 +31,9 @@ GROUP = 256  # clips in one traj_A_to_B folder
 
 
 def draw_command(rng, tip, toys):
-    """A random (dx, dy, dz, d_angle) and for how many frames to hold it.
+    """A random (dx, dy, dz, d_angle) for the gripper at `tip` (3), and for how many frames to hold it.
 
-    `tip` (3) is where the gripper is, `toys` (count, 3) are the objects' positions. Most
-    directions lead roughly to an object, sooner to a near one; the others are any direction.
+    Most directions lead roughly to one of the objects at `toys` (count, 3), sooner to a near one; the others are any.
     """
     heading = rng.uniform(-np.pi, np.pi)
     if rng.uniform() < 0.7:
@@ -100,8 +88,7 @@ def clip_folders(out, counts):
     for split, n_clips in counts.items():
         for index in range(n_clips):
             first = index // GROUP * GROUP
-            group = f"traj_{first}_to_{first + GROUP - 1}"
-            yield split, index, out / split / group / str(index - first)
+            yield split, index, out / split / f"traj_{first}_to_{first + GROUP - 1}" / str(index - first)
 
 
 def choose_gl():
@@ -112,15 +99,12 @@ def choose_gl():
     choices = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else choices
     test = "import mujoco as m; m.Renderer(m.MjModel.from_xml_string('<mujoco/>')).render()"
     for choice in choices:
+        os.environ["MUJOCO_GL"] = choice
         # A process of its own: once tried, a backend cannot be exchanged for another.
-        environment = {**os.environ, "MUJOCO_GL": choice}
-        if subprocess.run([sys.executable, "-c", test], env=environment, capture_output=True).returncode == 0:
-            os.environ["MUJOCO_GL"] = choice
+        if subprocess.run([sys.executable, "-c", test], capture_output=True).returncode == 0:
             return
-    raise UserError(
-        f"no OpenGL without a screen (tried {', '.join(choices) or 'the default'}): install EGL "
-        "(a GPU driver, or apt-get install libegl1) or OSMesa (apt-get install libosmesa6)"
-    )
+    tried = ", ".join(choices) or "the default"
+    raise UserError(f"no OpenGL without a screen (tried {tried}): apt-get install libegl1 or libosmesa6")
 
 
 def main():

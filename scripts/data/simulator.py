@@ -1,7 +1,6 @@
 """A robot gripper that pushes toys around a tray, simulated and drawn with MuJoCo.
 
-Positions are in metres: +x is to the right in the image, +y away from the camera (up in the image), +z up, with the origin in
-the middle of the tray floor; angles are in radians.
+Metres and radians: +x is to the right in the image, +y up in it, +z up; the origin is in the middle of the tray floor.
 """
 
 import colorsys
@@ -24,8 +23,7 @@ FRAME_SECONDS = 0.1  # simulated time from one frame to the next
 TIMESTEP = 0.002  # of the physics, seconds
 SQUEEZE = 0.007  # metres bodies may press into each other before the gripper stops
 
-# The finger tips are magenta; no object, tray or arm has a hue near it, so they can be found by colour.
-TIP_RGB = (255, 0, 217)
+TIP_RGB = (255, 0, 217)  # magenta, as nothing else, so that the finger tips can be found by colour
 HUES = (0.0, 0.07, 0.14, 0.33, 0.50, 0.62)  # of objects, as in colorsys: red ... blue
 
 

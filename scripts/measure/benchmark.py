@@ -146,13 +146,11 @@ def predict(args):
     variants = {"reference": make(False, few), "posterior": make(False, 1, posterior=True), "ours": make(True, n)}
     seconds = interleaved(variants, device, args.repeats)
     scaled = seconds["reference"] * n / few + seconds["posterior"]
-    rows = []
-    for name, took, ours, samples in (
-        (f"reference, {few} samples x {n / few:g}, posterior", scaled, False, few),
-        (f"this project, {n} samples, posterior", seconds["ours"], True, n),
-    ):
-        row = {"variant": name, "seconds": took, "times faster": scaled / took}
-        rows.append(row | {"peak GiB": peak_memory(device, make_evaluation, ours, samples, args, device)})
+    row = lambda name, took, ours, samples: {
+        "variant": name, "seconds": took, "times faster": scaled / took,
+        "peak GiB": peak_memory(device, make_evaluation, ours, samples, args, device)}  # fmt: skip
+    rows = [row(f"reference, {few} samples x {n / few:g}, posterior", scaled, False, few)]
+    rows += [row(f"this project, {n} samples, posterior", seconds["ours"], True, n)]
     note = f"best of {n}, {args.clips} clips, 2 -> 10 frames, width {args.width}, with PSNR and SSIM, medians of {args.repeats}"
     report(args, "predict", note, rows)
 

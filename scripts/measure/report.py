@@ -1,7 +1,6 @@
 """How runs are shown beside one another: figures of their curves and steps, and the page that holds everything."""
 
 import base64
-import contextlib
 import functools
 import html
 
@@ -9,9 +8,8 @@ import numpy as np
 
 import visualize
 from scripts.measure import runs
-from utils import writing
 
-plt = visualize.plt
+plt, save = visualize.plt, visualize.save_figure
 
 # Every line has its letter on it, so that lines can be told apart in grey and when there are more than the palette has colours.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
@@ -37,18 +35,6 @@ SCORES = """Best: the checkpoint with the highest validation PSNR; final: the la
 CLIPS = "The run with the lowest seed of each setting, its best checkpoint. Green: given or true. Red: predicted."
 
 
-@contextlib.contextmanager
-def figure(path, n_rows, n_columns, size):
-    """Yield a figure and its axes (n_rows, n_columns), and write it as a PNG."""
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    with plt.rc_context(style):
-        made, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
-        yield made, axes
-        with writing(path) as temporary:
-            made.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-        plt.close(made)
-
-
 def draw(axis, group, x, mean, band):
     """A group's line, with its letter at some points and a band of +- `band` if there is one."""
     i = functools.reduce(lambda n, letter: 26 * n + ord(letter) - ord("A") + 1, group.letter, 0) - 1  # A .. Z, AA ..
@@ -58,39 +44,41 @@ def draw(axis, group, x, mean, band):
     n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
     label = f"{group.letter} {group.name}{n}".replace("$", r"\$")  # no mathematics of matplotlib's
     axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **marker)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if band is not None:
         axis.fill_between(x, mean - band, mean + band, color=colour, alpha=0.13, lw=0)
 
 
 def plot_curves(path, family):
     """Write the training curves of groups of runs."""
-    with figure(path, 2, 3, (14, 8)) as (made, axes):
-        for axis, (key, (title, unit)) in zip(axes.flat, COMPARED.items()):
-            for group in family:
-                draw(axis, group, *group.curve(key))
-            axis.set(title=title, ylabel=unit, xlabel="epoch")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0, 2].set_yscale("log")
-        copied = [group.curve("copy_last_psnr")[:2] for group in family]
-        if all(np.array_equal(copied[0], other) for other in copied):  # else they were validated on other clips
-            axes[0, 0].plot(*copied[0], "--", color="#999999", lw=1.3, label="copy last frame")
-        axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
-        axes[1, 2].set_axis_off()
-        made.suptitle("Mean over seeds; bands: the sample standard deviation over seeds", fontsize=10)
+    made, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
+    axes = axes.flat
+    for axis, (key, (title, unit)) in zip(axes, COMPARED.items()):
+        for group in family:
+            draw(axis, group, *group.curve(key))
+        axis.set(title=title, ylabel=unit, xlabel="epoch")
+    axes[2].set_yscale("log")
+    copied = [group.curve("copy_last_psnr")[:2] for group in family]
+    if all(np.array_equal(copied[0], other) for other in copied):  # else they were validated on other clips
+        axes[0].plot(*copied[0], "--", color="#999999", lw=1.3, label="copy last frame")
+    axes[5].legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
+    axes[5].set_axis_off()
+    made.suptitle("Mean over seeds; bands: the sample standard deviation over seeds", fontsize=10)
+    save(made, path)
 
 
 def plot_steps(path, family):
     """Write the scores of every predicted step."""
-    with figure(path, 1, 2, (12, 4.4)) as (_, axes):
-        for axis, metric, unit in zip(axes[0], ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
-            copied = family[0].runs[0].copy_last[metric].mean(0)
-            x = np.arange(len(copied)) + family[0].runs[0].n_past
-            for group in family:
-                draw(axis, group, x, *group.steps(metric))
-            axis.plot(x, copied, "--", color="#999999", lw=1.3, label="copy last frame")
-            axis.set(title=f"{unit}; bands: spread over seeds", ylabel=unit, xlabel="frame t")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0, 1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    made, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
+        copied = family[0].runs[0].copy_last[metric].mean(0)
+        x = np.arange(len(copied)) + family[0].runs[0].n_past
+        for group in family:
+            draw(axis, group, x, *group.steps(metric))
+        axis.plot(x, copied, "--", color="#999999", lw=1.3, label="copy last frame")
+        axis.set(title=f"{unit}; bands: spread over seeds", ylabel=unit, xlabel="frame t")
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(made, path)
 
 
 def save_clips(path, family, n_show):
