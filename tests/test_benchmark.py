@@ -51,23 +51,20 @@ def test_plain_upsampling_is_another_way_to_the_same(monkeypatch):
 
 
 def test_predict(tmp_path):
-    flags = "--device cpu --width 2 --clips 2 --n_samples 3 --reference_samples 1 --repeats 1 --out"
+    flags = "--device cpu --width 2 --clips 2 --n_samples 3 --repeats 1 --out"
     result = run("-m", "scripts.measure.benchmark", "predict", *flags.split(), tmp_path)
     assert result.returncode == 0, result.stderr
     reference, ours = rows_of(tmp_path, "predict")
-    assert reference["variant"] == "reference, 1 samples x 3, posterior"
+    assert reference["variant"] == "reference, one sample x 4"
     assert ours["times faster"] == pytest.approx(reference["seconds"] / ours["seconds"])
     assert 0 < reference["peak GiB"] < 1 and 0 < ours["peak GiB"] < 1
 
 
 def test_the_references_time_is_scaled_up_to_all_samples(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "peak_memory", lambda *args: 1.0)
-    measured = {"reference": 4.0, "posterior": 1.0, "ours": 3.0}
-    monkeypatch.setattr(benchmark, "interleaved", lambda *args: measured)
-    benchmark.predict(argparse.Namespace(
-        device="cpu", width=2, clips=2, n_samples=10, reference_samples=2, repeats=1, out=tmp_path
-    ))  # fmt: skip
-    assert [row["seconds"] for row in rows_of(tmp_path, "predict")] == [21, 3]
+    monkeypatch.setattr(benchmark, "interleaved", lambda variants, *args: dict(zip(variants, (2.0, 3.0))))
+    benchmark.predict(argparse.Namespace(device="cpu", width=2, clips=2, n_samples=10, repeats=1, out=tmp_path))
+    assert [row["seconds"] for row in rows_of(tmp_path, "predict")] == [22, 3]
 
 
 def test_peak_memory():

@@ -19,7 +19,6 @@ import visualize
 import what_if
 from dataset import open_split
 from scripts.measure import compare_runs, report, runs
-from scripts.measure import pushes as measure_pushes
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
 
@@ -258,9 +257,9 @@ def test_how_far_pushed_objects_go():
         frame[0, 20:28, x : x + 8], frame[0, 40:48, 50:58] = colour, (30, 60, 220)
         return frame
 
-    share, overlap = measure_pushes.follow(draw(30), draw(24), draw(20))
+    share, overlap = measure_what_if.follow(draw(30), draw(24), draw(20))
     assert share == pytest.approx([0.4]) and overlap == pytest.approx([2 / 14])
-    assert not len(measure_pushes.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
+    assert not len(measure_what_if.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
 
 
 def test_pushed_objects_of_true_clips():
@@ -268,7 +267,7 @@ def test_pushed_objects_of_true_clips():
     data = open_split(ROOT / "data/pushing_sample", "test", 12, "action")
     frames = np.stack([data[k][0].numpy() for k in range(len(data))])
     for predicted, way in ((frames[:, -1], 1), (frames[:, 1], 0)):
-        share, overlap = measure_pushes.follow(frames[:, -1], predicted, frames[:, 1])
+        share, overlap = measure_what_if.follow(frames[:, -1], predicted, frames[:, 1])
         assert len(share) >= 10 and share == pytest.approx(way)
         assert (overlap == 1).all() if way else (overlap < 1).all()
 

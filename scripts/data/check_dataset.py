@@ -70,32 +70,28 @@ def check_folders(folder, num_workers):
 
 def check_packed(folder, num_workers):
     """The faults of a packed split."""
-    faults = []
-    index = attempt(faults, read_index, folder)
-    if index is None:
-        return faults
-    paths = [folder / name for name in index["files"]]
-    check = partial(check_packed_file, files=index["files"])
-    return sum(in_workers(check, paths, min(num_workers, len(paths)), f"checking {folder.name}", "files"), [])
+    try:
+        files = read_index(folder)["files"]
+    except UserError as error:
+        return [str(error)]
+    check = partial(check_packed_file, files=files)
+    return sum(in_workers(check, [folder / name for name in files], num_workers, f"checking {folder.name}", "files"), [])
 
 
 def check_packed_file(path, files):
     """The faults of one file of a packed split: the first, or none."""
-    faults = []
-    attempt(faults, check_file, path, files[path.name])
-    if not faults and path.name == "clips.csv":
-        attempt(faults, read_clips, path, files["frames.npy"]["shape"][0])
-    elif not faults and path.name != "frames.npy":
-        attempt(faults, read_array, path, files)
-    return faults
-
-
-def check_file(path, expected):
-    """Compare a file of a packed split with its index."""
-    check_size(path, expected["bytes"])
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-            raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
+    try:
+        check_size(path, files[path.name]["bytes"])
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != files[path.name]["sha256"]:
+                raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
+        if path.name == "clips.csv":
+            read_clips(path, files["frames.npy"]["shape"][0])
+        elif path.name != "frames.npy":
+            read_array(path, files)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def main():

@@ -107,50 +107,45 @@ def time_setting(setting, variants, rates, repeats):
     return rows
 
 
-def reference_evaluation(model, frames, cond, n_samples, posterior=False):
-    """The classic evaluation: a loop over samples, scikit-image's SSIM and NumPy's PSNR a frame; or the posterior's row alone."""
-    past, truth = frames[:, :2], frames[:, 2:].cpu().numpy()
+def reference_evaluation(model, frames, cond):
+    """The classic evaluation of one sample: one step at a time, scikit-image's SSIM and NumPy's PSNR a frame."""
+    truth, n_future = frames[:, 2:].cpu().numpy(), frames.shape[1] - 2
+    eps = torch.randn(n_future + 1, len(frames), model.z_dim, device=frames.device)
+    predicted = reference.predict(model, frames[:, :2], cond, n_future, eps).cpu().numpy()
     options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)
-    for _ in range(n_samples):
-        eps = torch.randn(frames.shape[1] - 1, len(frames), model.z_dim, device=frames.device)
-        seen = frames if posterior else None
-        predicted = reference.predict(model, past, cond, frames.shape[1] - 2, eps, seen).cpu().numpy()
-        for b, t in np.ndindex(truth.shape[:2]):
-            x, y = truth[b, t], predicted[b, t]
-            np.mean([10 * np.log10(1 / np.mean((x[c] - y[c]) ** 2)) for c in range(3)])
-            structural_similarity(x, y, **options)
+    for b, t in np.ndindex(truth.shape[:2]):
+        x, y = truth[b, t], predicted[b, t]
+        np.mean([10 * np.log10(1 / np.mean((x[c] - y[c]) ** 2)) for c in range(3)])
+        structural_similarity(x, y, **options)
 
 
-def make_evaluation(ours, n_samples, args, device, posterior=False):
-    """A best-of-n evaluation with its metrics, a function without arguments; ours has the posterior's row always."""
+def make_evaluation(ours, args, device):
+    """An evaluation with its metrics, a function without arguments: best of N and the posterior's row, or one classic sample."""
     torch.manual_seed(0)
     model = SVG(7, width=args.width).to(device).eval()
     frames = torch.rand(args.clips, 12, 64, 64, 3, device=device).permute(0, 1, 4, 2, 3)
     cond = torch.randn(args.clips, 12, 7, device=device)
     if not ours:
-        return lambda: reference_evaluation(model, frames.contiguous(), cond, n_samples, posterior)
+        return partial(reference_evaluation, model, frames.contiguous(), cond)
     model = model.to(memory_format=torch.channels_last)
 
     def evaluate():
         with autocast(device, choose_precision("auto", device)):
-            metrics.evaluate(model, [(frames, cond)], n_samples)
+            metrics.evaluate(model, [(frames, cond)], args.n_samples)
 
     return evaluate
 
 
 def predict(args):
-    """Time best-of-N evaluation against a loop over samples. The reference runs --reference_samples of them, scaled up."""
+    """Time best-of-N evaluation against a loop over samples, of which the reference runs one: N + 1 take so many times as long."""
     device, n = choose_device(args.device), args.n_samples
-    few = min(args.reference_samples, n)
-    make = partial(make_evaluation, args=args, device=device)
-    variants = {"reference": make(False, few), "posterior": make(False, 1, posterior=True), "ours": make(True, n)}
-    seconds = interleaved(variants, device, args.repeats)
-    scaled = seconds["reference"] * n / few + seconds["posterior"]
-    row = lambda name, took, ours, samples: {
-        "variant": name, "seconds": took, "times faster": scaled / took,
-        "peak GiB": peak_memory(device, make_evaluation, ours, samples, args, device)}  # fmt: skip
-    rows = [row(f"reference, {few} samples x {n / few:g}, posterior", scaled, False, few)]
-    rows += [row(f"this project, {n} samples, posterior", seconds["ours"], True, n)]
+    variants = {f"reference, one sample x {n + 1}": False, f"this project, {n} samples and the posterior": True}
+    seconds = interleaved({name: make_evaluation(ours, args, device) for name, ours in variants.items()}, device, args.repeats)
+    rows = []
+    for name, ours in variants.items():
+        row = {"variant": name, "seconds": seconds[name] * (1 if ours else n + 1)}
+        row["times faster"] = (rows or [row])[0]["seconds"] / row["seconds"]
+        rows.append(row | {"peak GiB": peak_memory(device, make_evaluation, ours, args, device)})
     note = f"best of {n}, {args.clips} clips, 2 -> 10 frames, width {args.width}, with PSNR and SSIM, medians of {args.repeats}"
     report(args, "predict", note, rows)
 
@@ -176,7 +171,6 @@ def get_parser():
         elif function is predict:
             add("--clips", type=count, default=16, help="clips")
             add("--n_samples", type=count, default=100, help="futures a clip")
-            add("--reference_samples", type=count, default=4, help="futures a clip that the reference runs")
         else:
             add("--data_root", default="data/pushing_sample", help="data set in the folder layout")
             add("--n_clips", type=count, default=128, help="training clips to use")
