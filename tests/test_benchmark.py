@@ -77,7 +77,7 @@ def test_data(tiny_data, tmp_path):
     result = run("-m", "scripts.measure.benchmark", "data", *flags.split(), tiny_data, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     rows = rows_of(tmp_path, "data")
-    assert len(rows) == 7 and all(row["clips/s"] > 0 for row in rows)
+    assert len(rows) == 5 and all(row["clips/s"] > 0 for row in rows)
     assert all(f"| {row['way']} |" in result.stdout for row in rows)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dataset import read_pngs, read_strip
 from options import Parser, natural
 from packed import check_size, is_clip_name, is_packed, read_array, read_clips, read_index
-from scripts.data.pack_dataset import SPLITS, csv_files_of, in_workers
+from scripts.data.pack_dataset import csv_files_of, in_workers, splits_of
 from utils import UserError, read_csv, run_command
 
 
@@ -99,11 +99,8 @@ def main():
     parser.add_argument("root", type=Path, metavar="ROOT", help="data set: a folder with train, validate or test")
     parser.add_argument("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args()
-    splits = [args.root / split for split in SPLITS if (args.root / split).is_dir()]
-    if not splits:
-        raise UserError(f"{args.root}: holds no folder train, validate or test; give the root of a data set")
     n_faults = 0
-    for split in splits:
+    for split in (args.root / split for split in splits_of(args.root)):
         faults = (check_packed if is_packed(split) else check_folders)(split, args.num_workers)
         n_faults += len(faults)
         print("\n".join([*faults, f"{split}: {len(faults)} faults"]))

@@ -77,27 +77,21 @@ def convert_part(job, camera):
     """Convert a part, job = (part, folder), to a temporary folder beside `folder`; returns the temporary one and the faults."""
     part, folder = job
     temporary = folder.with_name(f".{folder.name}.tmp")
-    numbers, clips, faults = [], [], []
     try:
         temporary.mkdir(parents=True)
-        for number, clip in read_part(part, camera):
-            if isinstance(clip, BadRecord):
-                faults.append(f"{part.file} record {number}: {clip}")
-                continue
-            numbers.append(number)
-            clips.append(clip)
-        if not numbers and not faults:
-            faults.append(f"{part.file}: holds no records")
-        if clips:
-            arrays = {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
-            arrays |= {"numbers": numbers, "lengths": [len(clip["frames"]) for clip in clips]}
-            for key, array in arrays.items():
-                np.save(temporary / f"{key}.npy", array)
+        found = dict(read_part(part, camera))
+        clips = {number: clip for number, clip in found.items() if not isinstance(clip, BadRecord)}
+        arrays = {"numbers": list(clips), "lengths": [len(clip["frames"]) for clip in clips.values()]}
+        for key in next(iter(clips.values()), ()):
+            arrays[key] = np.concatenate([clip[key] for clip in clips.values()])
+        for key, array in arrays.items():
+            np.save(temporary / f"{key}.npy", array)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(f"{part.file} -> {folder}: {reason}; free some space or mend SRC") from None
-    return temporary, faults
+    bad = [f"{part.file} record {number}: {found[number]}" for number in found if number not in clips]
+    return temporary, bad if found else [f"{part.file}: holds no records"]
 
 
 def convert_parts(parts, work, args):
@@ -131,8 +125,6 @@ def packed_clips(parts, folders):
     """Yield (name, arrays) of the clips of packed parts, one part in memory at a time."""
     for part in parts:
         arrays = {path.stem: np.load(path) for path in sorted(folders[part].glob("*.npy"))}
-        if not arrays:
-            continue  # all its records were bad
         ends = np.cumsum(arrays.pop("lengths"))
         for number, first, last in zip(arrays.pop("numbers"), [0, *ends], ends):
             yield f"{part.file.stem}/{number}", {key: array[first:last] for key, array in arrays.items()}

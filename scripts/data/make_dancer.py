@@ -32,7 +32,10 @@ LIMBS = {
     ("elbow_r", "hand_r"): ((210, 120, 230), (200, 160, 130), 5),
     ("neck", "head"): ((230, 60, 160), (210, 170, 140), 5),
 }
-ANGLES = "lean arm_l fore_l arm_r fore_r thigh_l shin_l thigh_r shin_r".split()
+ANGLES = {  # in radians from low to high, drawn in this order
+    "lean": (-0.35, 0.35), "arm_l": (-2.7, 0.1), "fore_l": (-1.6, 0.2), "arm_r": (-0.1, 2.7), "fore_r": (-0.2, 1.6),
+    "thigh_l": (-0.9, 0.2), "shin_l": (0.0, 1.0), "thigh_r": (-0.2, 0.9), "shin_r": (-1.0, 0.0),
+}  # fmt: skip
 
 
 def wander(rng, n_frames, low, high, seconds=(1.5, 6.0), rate=15):
@@ -44,9 +47,7 @@ def wander(rng, n_frames, low, high, seconds=(1.5, 6.0), rate=15):
 
 def dance(rng, n_frames, height, width):
     """A recording's poses: n_frames dicts {joint: (x, y)} in pixels."""
-    ranges = dict(lean=(-0.35, 0.35), arm_l=(-2.7, 0.1), arm_r=(-0.1, 2.7), fore_l=(-1.6, 0.2), fore_r=(-0.2, 1.6))
-    ranges |= dict(thigh_l=(-0.9, 0.2), thigh_r=(-0.2, 0.9), shin_l=(0.0, 1.0), shin_r=(-1.0, 0.0))
-    angle = {name: wander(rng, n_frames, *ranges[name]) for name in ANGLES}
+    angle = {name: wander(rng, n_frames, *between) for name, between in ANGLES.items()}
     hip_x = wander(rng, n_frames, 0.5 * height, width - 0.5 * height, seconds=(4.0, 12.0))
     unit, poses = 0.9 * height, []
     for t in range(n_frames):

@@ -32,6 +32,13 @@ from utils import UserError, count_frames, locked, read_csv, run_command, write_
 SPLITS = ("train", "validate", "test")
 
 
+def splits_of(root):
+    """The splits that a data set has."""
+    if found := [split for split in SPLITS if (root / split).is_dir()]:
+        return found
+    raise UserError(f"{root}: holds no folder train, validate or test; give the root of a data set")
+
+
 class Jobs(Dataset):
     """function(item) of every item; its UserError is a result, as a worker would wrap it in a traceback."""
 
@@ -54,8 +61,7 @@ def unchanged(result):
 
 def in_workers(function, items, num_workers, task, unit):
     """Yield function(item) of every item, in order, under a progress bar. A DataLoader's workers end with their parent."""
-    jobs = Jobs(function, items)
-    jobs = DataLoader(jobs, None, num_workers=num_workers, collate_fn=unchanged, worker_init_fn=ignore_signals)
+    jobs = DataLoader(Jobs(function, items), None, num_workers=num_workers, collate_fn=unchanged, worker_init_fn=ignore_signals)
     slow = 0.3 if sys.stderr.isatty() else 10
     for result in tqdm(guarded(jobs), task, len(items), unit=f" {unit}", leave=False, mininterval=slow):
         if isinstance(result, UserError):
@@ -104,7 +110,7 @@ def claim(folder, settings):
 
 def write_packed(folder, clips):
     """Write the packed form of clips: pairs (GROUP/CLIP, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
-    names, lengths, rows, shapes = [], [], {}, {}
+    names, lengths, rows, shapes, files = [], [], {}, {}, {}
 
     def write_header(file):  # numpy leaves room for any number of frames, so that it can be rewritten
         shapes["frames.npy"] = [sum(lengths), SIZE, SIZE, 3]
@@ -122,8 +128,7 @@ def write_packed(folder, clips):
             file.write(np.ascontiguousarray(arrays.pop("frames")))
             for key, value in arrays.items():
                 rows.setdefault(key, []).append(value)
-                width, wanted = value.shape[1], rows[key][0].shape[1]
-                if width != wanted:
+                if (width := value.shape[1]) != (wanted := rows[key][0].shape[1]):
                     raise UserError(f"{name}/{key}.csv: {width} columns, {wanted} in {names[0]}; mend it")
         write_header(file)
     if not names:
@@ -134,7 +139,6 @@ def write_packed(folder, clips):
         np.save(folder / f"{key}.npy", values)
     lines = "".join(f"{name},{length}\n" for name, length in zip(names, lengths))
     (folder / "clips.csv").write_bytes(lines.encode(errors="surrogateescape"))
-    files = {}
     for name in (*shapes, "clips.csv"):
         with open(folder / name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -198,8 +202,8 @@ def unpack(source, split, destination, num_workers):
         raise UserError(f"{source / split}: is not packed; leave out --unpack")
     dataset = PackedDataset(source, split, 1, "none")
     files = read_index(source / split)["files"]
-    arrays = [(source / split / name).with_suffix(".npy") for name in CSV_FILES]
-    rows = {path.stem: read_array(path, files) for path in arrays if path.name in files}
+    names = [Path(name).stem for name in CSV_FILES]
+    rows = {name: read_array(source / split / f"{name}.npy", files) for name in names if f"{name}.npy" in files}
     with writing_folder(destination / split) as temporary:
         write = partial(unpack_clip, dataset=dataset, rows=rows, folder=temporary)
         for _ in in_workers(write, range(len(dataset)), num_workers, f"unpacking {split}", "clips"):
@@ -215,9 +219,7 @@ def main():
     add("--unpack", action="store_true", help="SRC is packed; write the folder layout")
     add("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args()
-    splits = [split for split in SPLITS if (args.source / split).is_dir()]
-    if not splits:
-        raise UserError(f"{args.source}: holds no folder train, validate or test; give the root of a data set")
+    splits = splits_of(args.source)
     with locked(args.destination):
         for split in splits:
             n_clips = (unpack if args.unpack else pack)(args.source, split, args.destination, args.num_workers)

@@ -5,7 +5,8 @@
 
 import argparse
 import itertools
-import sys
+import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import metrics
+from dataset import COND_FILES, ClipDataset, open_split
+from loading import ClipSampler, make_loader
 from models import SVG
 from options import Parser, count, number, positive
-from scripts.measure.loading_speed import data
+from scripts.data.pack_dataset import pack, read_clip, write_clip
 from scripts.measure.timing import interleaved, matmul_rate, peak_memory, plain_upsampling, report
 from tests import reference
 from training.optim import clip_and_step
@@ -77,13 +80,7 @@ def train(args):
     rows, variants = [], stages(device, args.compile or device.type == "cuda")
     for batch, prior, teacher_forcing in tqdm(list(itertools.product(args.batch_size, args.prior, (True, False)))):
         setting = {"mode": "teacher-forced" if teacher_forcing else "free-running", "prior": prior, "batch": batch}
-        try:
-            found = time_setting((prior, batch, args.width, teacher_forcing, device), variants, rates, args.repeats)
-        except torch.OutOfMemoryError:
-            if not rows:
-                raise
-            tqdm.write(f"{setting}: left out, the GPU's memory is full", file=sys.stderr)
-            continue
+        found = time_setting((prior, batch, args.width, teacher_forcing, device), variants, rates, args.repeats)
         rows += [setting | row for row in found]
     speeds = f"{rates[torch.float32]:.2f} TFLOP/s float32, {rates[torch.bfloat16]:.2f} bf16"
     report(args, "train", f"width {args.width}, 12 frames, medians of {args.repeats}; matrix products: {speeds}", rows)
@@ -148,6 +145,43 @@ def predict(args):
         rows.append(row | {"peak GiB": peak_memory(device, make_evaluation, ours, args, device)})
     note = f"best of {n}, {args.clips} clips, 2 -> 10 frames, width {args.width}, with PSNR and SSIM, medians of {args.repeats}"
     report(args, "predict", note, rows)
+
+
+def clips_per_second(loader, batch_size, seconds):
+    """Clips a second once the first batch is there."""
+    loader, n = iter(loader), 0
+    next(loader)
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        next(loader)
+        n += batch_size
+    return n / (time.perf_counter() - began)
+
+
+def data(args):
+    """Clips a second of each way to load clips, from the page cache to batches of uint8 on the host."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders, packed = Path(temporary, "folders"), Path(temporary, "packed")
+        clips = ClipDataset(args.data_root, "train", args.n_frames, n_clips=args.n_clips).clips
+        for i, clip in enumerate(tqdm(clips, "making PNG files", unit=" clips", leave=False)):
+            write_clip(folders / "train" / "clips" / str(i), read_clip(clip, COND_FILES["action+position"]))
+        pack(folders, "train", packed, 0)
+        batches = ClipSampler(len(clips), args.batch_size, 1000).keys(0) * 1000  # more than any way gets through
+        rows = []
+        for name, root, device, workers in (
+            (f"{args.n_frames} PNGs and 2 CSVs", folders, None, (0, 2)),
+            ("packed", packed, None, (0, 2)),
+            ("packed, in memory", packed, "cpu", (0,)),  # a batch is made where it is used
+        ):
+            for num_workers in workers:
+                clips = open_split(root, "train", args.n_frames, data_device=device)
+                loader = make_loader(clips, num_workers, torch.device("cpu"), batch_sampler=batches)
+                speed = clips_per_second(loader, args.batch_size, args.seconds)
+                row = {"way": name, "workers": str(num_workers), "clips/s": speed}
+                rows.append(row | {"times": speed / (rows or [row])[0]["clips/s"]})
+    note = f"{len(clips)} clips, windows of {args.n_frames} frames, batches of {args.batch_size}, {args.seconds:g} s each"
+    report(args, "data", note, rows)
 
 
 def get_parser():

@@ -31,9 +31,9 @@ def scores_of(group, varied):
 
 def print_table(header, rows):
     """The table on a terminal, columns aligned."""
-    widths = [max(len(row[c]) for row in [header, *rows]) for c in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
     for row in [header, *rows]:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def get_parser():
@@ -54,9 +54,8 @@ def main():
     args = get_parser().parse_args()
     device, precision = choose_machine(args)
     runs = [Run(folder) for folder in dict.fromkeys(args.runs)]
-    for run in runs:
-        if not run.finished:
-            print(f"warning: {run.folder}: has no best.pt and last.pt yet; left out", file=sys.stderr)
+    for run in (run for run in runs if not run.finished):
+        print(f"warning: {run.folder}: has no best.pt and last.pt yet; left out", file=sys.stderr)
     runs = [run for run in runs if run.finished]
     if not runs:
         raise UserError(f"{args.runs[0]}: none of the runs has finished an epoch; compare them later")

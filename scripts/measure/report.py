@@ -128,14 +128,10 @@ def section(family, curves, steps, clips):
     parts += [element("h2", "Training"), picture(curves, "PSNR, MSE, KL, KL weight and teacher forcing by epoch")]
     parts += [element("h2", "Every step"), picture(steps, "PSNR and SSIM by step")]
     parts += [element("h2", "The same clips"), element("p", CLIPS), picture(clips, "predictions side by side", "clips")]
-    score = lambda run, which: f"{which} {run.mean(which, 'psnr'):.2f} dB"
-    lines = [f"{run.folder}: seed {run.seed}, {len(run.log)} epochs, {score(run, 'best')}, {score(run, 'final')}"
-             for group in family for run in group.runs]  # fmt: skip
     varied = runs.differing(family)
     common = [f"{name} = {value}" for name, value in family[0].settings.items() if name not in varied]
-    for heading, text in (("Every run", lines), ("Settings that all runs share", common)):
-        parts += [element("details", element("summary", heading), element("pre", "\n".join(text)))]
-    return parts
+    shared = element("details", element("summary", "Settings that all runs share"), element("pre", "\n".join(common)))
+    return [*parts, shared]
 
 
 def page(n_samples, families, pictures):

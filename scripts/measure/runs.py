@@ -126,11 +126,9 @@ def families(groups):
     """Lists of the groups that can be compared."""
     found = []
     for group in groups:
-        family = next((family for family in found if comparable(family[0], group)), None)
-        if family is None:
-            found.append([group])
-        else:
-            family.append(group)
+        family = next((family for family in found if comparable(family[0], group)), [])
+        found += [family] * (not family)
+        family.append(group)
     return found
 
 
@@ -162,9 +160,7 @@ def verdict(group, reference):
         return "the reference"
     difference, half, clear = compare(group, reference)
     text = f"{difference:+.2f}" + (f" ± {half:.2f}" if half is not None else "")
-    if clear:
-        return text
-    return f"{text}, {'cannot be told from noise' if half is not None else 'one seed: cannot be told'}"
+    return text + (", one seed: cannot be told" if half is None else ", cannot be told from noise" * (not clear))
 
 
 def summary(family):

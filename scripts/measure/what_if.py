@@ -100,7 +100,7 @@ def main():
     args = get_parser().parse_args()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
-    motion, pushes, true_moves, positions = {}, {"one sample": [], "copy last frame": []}, [], []
+    motion, pushes, positions = {}, {"one sample": [], "copy last frame": []}, []
     for split in args.split:
         data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
         actions, _ = what_if.read_conditions(data, trained["cond"])
@@ -114,15 +114,14 @@ def main():
         truth = videos["truth"]
         for row, last in zip(pushes.values(), (videos["true actions"][:, -1], truth[:, given])):
             row.append(follow(truth[:, -1], last, truth[:, given]))
-        true_moves.append(actions[:, given:-1, :2].sum(1).numpy())
         positions.append(what_if.read_conditions(data, "position")[1][..., :2].numpy())
-    motion, true_moves = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(true_moves)
+    motion, positions = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(positions)
     if np.isnan(motion["truth"]).any():
         raise UserError(f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted")
 
     title = f"{data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}"
-    print(f"\n{len(true_moves)} clips of {title}\n")
-    print_results(motion, true_moves, np.concatenate(positions), model.n_past)
+    print(f"\n{len(positions)} clips of {title}")
+    print_results(motion, positions, model.n_past)
     pushes = {row: [np.concatenate(x) for x in zip(*found)] for row, found in pushes.items()}
     title = f"{len(pushes['one sample'][0])} objects pushed"
     print(f"\n{title:18}{'go half the way':>16}{'median way':>12}{'overlap':>10}")
@@ -132,13 +131,8 @@ def main():
     print(LEGEND)
 
 
-def print_results(motion, true_moves, positions, n_past):
-    """The table of motions {plan: (N, 2)}, and how well the true clips' motion is measured, true_moves (N, 2) in metres."""
-    for axis, name in enumerate("xy"):
-        far = np.abs(true_moves[:, axis]) > 0.03
-        measured, moved = motion["truth"][far, axis], true_moves[far, axis]
-        agree, r = np.mean(np.sign(measured) == np.sign(moved)), np.corrcoef(measured, moved)[0, 1]
-        print(f"true clips that move by more than 3 cm in {name}: {agree:.0%} of {len(moved)} seen to move that way, correlation {r:.2f}")
+def print_results(motion, positions, n_past):
+    """The table of motions {plan: (N, 2)} of clips with these positions (N, T, 2)."""
     print(f"\n{'command':12}{'follows':>9}{'median':>11}{'with room':>12}{'clips':>7}{'no action':>12}")
     follows, free = [], []
     for label, direction in what_if.DIRECTIONS.items():
