@@ -148,26 +148,19 @@ def show(values, digits):
     return f"{values.mean():.{digits}f}" + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def compare(a, b):
-    """best.pt's PSNR of group a less that of b: the difference in dB, its half-interval or None, and whether it is clear."""
-    difference, low, high = metrics.welch(a.values("best", "psnr"), b.values("best", "psnr"))
-    return difference, None if low is None else (high - low) / 2, low is not None and (low > 0 or high < 0)
-
-
 def verdict(group, reference):
-    """What the table says of a difference."""
-    if group is reference:
-        return "the reference"
-    difference, half, clear = compare(group, reference)
-    text = f"{difference:+.2f}" + (f" ± {half:.2f}" if half is not None else "")
-    return text + (", one seed: cannot be told" if half is None else ", cannot be told from noise" * (not clear))
+    """best.pt's PSNR less the reference's, in dB with Welch's 95 % interval, and whether that can be told from noise."""
+    difference, low, high = metrics.welch(group.values("best", "psnr"), reference.values("best", "psnr"))
+    if low is None:
+        return f"{difference:+.2f}, one seed: cannot be told"
+    return f"{difference:+.2f} ± {(high - low) / 2:.2f}" + ", cannot be told from noise" * (low <= 0 <= high)
 
 
 def summary(family):
     """Which group is highest, and from which it cannot be told."""
     best = max(family, key=lambda group: group.values("best", "psnr").mean())
     text = f"Highest: {best.letter} {best.name}, {show(best.values('best', 'psnr'), 2)} dB."
-    noise = [group.letter for group in family if group is not best and not compare(best, group)[2]]
+    noise = [group.letter for group in family if group is not best and "cannot" in verdict(best, group)]
     return text + (f" These cannot be told from it: {', '.join(noise)}." if noise else "")
 
 
@@ -180,7 +173,7 @@ def score_table(family):
         done = {f"{len(run.log)}" + f" of {run.niter}" * (len(run.log) < run.niter) for run in group.runs}
         row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), ", ".join(sorted(done))]
         row += [show(group.values(w, m), d) for w in CHECKPOINTS for m, d in (("psnr", 2), ("ssim", 4))]
-        rows.append([*row, verdict(group, family[0])])
+        rows.append([*row, "the reference" if group is family[0] else verdict(group, family[0])])
     copied = family[0].runs[0].copy_last
     scores = [f"{copied['psnr'].mean():.2f}", f"{copied['ssim'].mean():.4f}"]
     return header, [*rows, ["", "copy last frame", "", "", *scores, *scores, ""]]
