@@ -2,8 +2,7 @@
 
     python -m scripts.export_checkpoint RUN/best.pt pretrained/NAME.pt [--data_root data/pushing_sample]
 
-Matrices and convolutions become float16; vectors, BatchNorm's statistics among them, stay float32. generate.py computes with all of
-them as float32 again.
+Matrices and convolutions become float16; vectors, BatchNorm's statistics among them, stay float32.
 """
 
 from pathlib import Path

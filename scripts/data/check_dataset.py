@@ -16,7 +16,7 @@ from scripts.data.pack_dataset import csv_files_of, in_workers, splits_of
 from utils import UserError, read_csv, run_command
 
 
-def attempt(faults, function, *args):
+def collect(faults, function, *args):
     """function(*args), or None with its UserError put among the faults."""
     try:
         return function(*args)
@@ -28,13 +28,12 @@ def check_pngs(clip, faults):
     """The number of a clip's PNG frames, its faults put among the others; hidden files are none of its frames."""
     names = {path.stem for path in clip.glob("[!.]*.png")}
     numbers = {int(name) for name in names if name.isdecimal() and len(name) < 6 and name == str(int(name))}
-    others = sorted(names - set(map(str, numbers)))
-    faults += [f"{clip / name}.png: not the number of a frame; remove it" for name in others]
+    faults += [f"{clip / name}.png: not the number of a frame; remove it" for name in sorted(names - set(map(str, numbers)))]
     n_frames = max(numbers, default=-1) + 1
     if not n_frames:
         faults.append(f"{clip}: holds no frames; remove it")
     for t in range(n_frames):
-        attempt(faults, read_pngs, clip, [t])
+        collect(faults, read_pngs, clip, [t])
     return n_frames
 
 
@@ -44,12 +43,12 @@ def check_clip(clip, csv_files, n_columns):
     if not is_clip_name(f"{clip.parent.name}/{clip.name}"):
         faults.append(f"{str(clip)!r}: not a name on one line; rename it")
     if (clip / "frames.webp").exists():
-        strip = attempt(faults, read_strip, clip)
+        strip = collect(faults, read_strip, clip)
         n_frames = 0 if strip is None else len(strip)
     else:
         n_frames = check_pngs(clip, faults)
     for name, wanted in zip(csv_files, n_columns):
-        rows = attempt(faults, read_csv, clip / name, n_frames)
+        rows = collect(faults, read_csv, clip / name, n_frames)
         if rows is not None and wanted not in (None, found := rows.shape[1]):
             faults.append(f"{clip / name}: {found} columns, {wanted} in the first clip; mend or remove the clip")
     return faults
@@ -62,7 +61,7 @@ def check_folders(folder, num_workers):
         return [f"{folder}: no clips; expected GROUP/CLIP/0.png or frames.webp"]
     csv_files, columns = csv_files_of(clips), []
     for name in csv_files:
-        first = attempt([], read_csv, next(clip / name for clip in clips if (clip / name).exists()), 0)
+        first = collect([], read_csv, next(clip / name for clip in clips if (clip / name).exists()), 0)
         columns.append(None if first is None else first.shape[1])
     check = partial(check_clip, csv_files=csv_files, n_columns=columns)
     return sum(in_workers(check, clips, num_workers, f"checking {folder.name}", "clips"), [])

@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 def plan(source, n_validate):
-    """{split: its Parts}, files in the order of their numbers."""
+    """{split: its Parts} of the splits that there are, files in the order of their numbers."""
     parts = {}
     for split in ("train", "test"):
         files = sorted((source / split).glob("[!.]*.tfrecords"), key=natural_key)
@@ -60,7 +60,8 @@ def plan(source, n_validate):
             train.append(Part("train", file, last=first))
     if validate and not train:
         raise UserError(f"--validate: {source}/train has no clips beyond those; give a smaller number")
-    return {"train": train, "validate": validate, "test": parts["test"]}
+    found = {"train": train, "validate": validate, "test": parts["test"]}
+    return {split: parts for split, parts in found.items() if parts}
 
 
 def read_part(part, camera):
@@ -151,7 +152,6 @@ def main():
     args = parser.parse_args()
     inner, destination = args.source / "softmotion30_44k", args.destination
     splits = plan(inner if inner.is_dir() else args.source, args.validate)
-    splits = {split: parts for split, parts in splits.items() if parts}
     parts = [part for split in splits.values() for part in split]
     settings = {"format": "packed", "camera": args.camera, "validate": args.validate}
     ready, keys = destination / ".ready", [part.key() for part in parts]

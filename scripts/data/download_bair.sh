@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Download and unpack the BAIR robot pushing data (softmotion30_44k, about 30 GB, and as much again unpacked).
-#
 #     scripts/data/download_bair.sh DIR
-#
 # Run it again after an interruption: it goes on where it stopped. BAIR_URL=... takes the archive from a mirror.
 set -u
 

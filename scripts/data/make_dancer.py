@@ -2,8 +2,7 @@
 
     python -m scripts.data.make_dancer data/dancer
 
-Joint angles are sums of a few slow sines, which the seed chooses, so a recording never repeats. A frame shows the figure in
-a room, a label its skeleton in thin coloured lines on white. Each split has several recordings and their cuts.txt.
+Joint angles are sums of slow sines. A frame shows the figure in a room, a label its skeleton in coloured lines on white.
 """
 
 import argparse
@@ -114,9 +113,8 @@ def get_parser():
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     add, size = parser.add_argument, number(int, 11, 4096)
     add("out", type=Path, help="folder to make")
-    add("--train", type=count, default=8, help="training recordings (8)")
-    add("--val", type=count, default=1, help="validation recordings (1)")
-    add("--test", type=count, default=4, help="test recordings (4)")
+    for split, n in (("train", 8), ("val", 1), ("test", 4)):
+        add(f"--{split}", type=count, default=n, help=f"its recordings ({n})")
     add("--frames", type=count, default=240, help="frames a recording (240)")
     add("--size", type=size, nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)")
     add("--seed", type=natural, default=0, help="of the dances (0)")

@@ -3,12 +3,9 @@
     pip install -r scripts/data/requirements-sim.txt
     python -m scripts.data.make_pushing OUT --train 256 --validate 24 --test 24 --num_workers 2
 
-The defaults make exactly the bundled data set; data/pushing_sample/README.md says what its numbers mean. The layout is that
-of BAIR robot pushing, a clip's frames stacked top to bottom in one film strip. Stopped and started again, it goes on where
-it was.
-
-A clip depends only on (seed, split, number of the clip): not on --num_workers, not on the others.
-The same seed gives the same bytes with the same versions of MuJoCo and of the GL renderer.
+The defaults make exactly the bundled data set; data/pushing_sample/README.md says what its files hold. Stopped and started
+again, it goes on where it was. A clip depends only on (seed, split, number of the clip), and its bytes on the versions of
+MuJoCo and of the GL renderer.
 """
 
 import argparse
@@ -33,7 +30,7 @@ GROUP = 256  # clips in one traj_A_to_B folder
 def draw_command(rng, tip, toys):
     """A random (dx, dy, dz, d_angle) for the gripper at `tip` (3), and for how many frames to hold it.
 
-    Most directions lead roughly to one of the objects at `toys` (count, 3), sooner to a near one; the others are any.
+    Most lead roughly to one of the objects at `toys` (count, 3), sooner to a near one.
     """
     heading = rng.uniform(-np.pi, np.pi)
     if rng.uniform() < 0.7:

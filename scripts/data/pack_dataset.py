@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import CSV_FILES, ClipDataset, PackedDataset, read_pngs, read_strip
@@ -39,29 +39,18 @@ def splits_of(root):
     raise UserError(f"{root}: holds no folder train, validate or test; give the root of a data set")
 
 
-class Jobs(Dataset):
-    """function(item) of every item; its UserError is a result, as a worker would wrap it in a traceback."""
-
-    def __init__(self, function, items):
-        self.function, self.items = function, items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, i):
-        try:
-            return self.function(self.items[i])
-        except UserError as error:
-            return error
-
-
-def unchanged(result):
-    return result
+def attempt(function, item):
+    """function(item), or its UserError, which a worker would wrap in a traceback."""
+    try:
+        return function(item)
+    except UserError as error:
+        return error
 
 
 def in_workers(function, items, num_workers, task, unit):
     """Yield function(item) of every item, in order, under a progress bar. A DataLoader's workers end with their parent."""
-    jobs = DataLoader(Jobs(function, items), None, num_workers=num_workers, collate_fn=unchanged, worker_init_fn=ignore_signals)
+    work = partial(attempt, function)
+    jobs = DataLoader(items, None, num_workers=num_workers, collate_fn=work, worker_init_fn=ignore_signals)
     slow = 0.3 if sys.stderr.isatty() else 10
     for result in tqdm(guarded(jobs), task, len(items), unit=f" {unit}", leave=False, mininterval=slow):
         if isinstance(result, UserError):

@@ -211,8 +211,7 @@ class Simulator:
         """
         data, steps, before = self.data, round(FRAME_SECONDS / TIMESTEP), self.state()
         for step in range(steps):
-            # Joints of huge inertia whose position and velocity are set at every step: contacts
-            # feel the velocity (unlike that of a mocap body), yet no contact moves the gripper.
+            # Joints of huge inertia, set at every step: contacts feel their velocity, yet none moves the gripper.
             data.qpos[:4] = self.hand + action * (step / steps)
             data.qvel[:4] = action / FRAME_SECONDS
             self.mj.mj_step(self.model, data)

@@ -184,7 +184,7 @@ def data(args):
     report(args, "data", note, rows)
 
 
-def get_parser():
+def main():
     formatter, cuda = argparse.ArgumentDefaultsHelpFormatter, torch.cuda.is_available()
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -211,11 +211,7 @@ def get_parser():
             add("--n_frames", type=count, default=12, help="frames of a window")
             add("--batch_size", type=count, default=16, help="clips a batch")
             add("--seconds", type=positive, default=5, help="time to measure each way")
-    return parser
-
-
-def main():
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     make_folder(args.out)  # now, rather than when all is measured
     torch.backends.cudnn.benchmark = True
     args.function(args)

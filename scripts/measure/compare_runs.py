@@ -2,9 +2,8 @@
 
     python -m scripts.measure.compare_runs runs/A runs/B runs/C --out runs/report
 
-Runs that differ in nothing but the seed are one group: its mean and spread (sample standard deviation over the seeds)
-stand in the table, and a difference counts only if Welch's 95 % interval over the seeds leaves out zero. Runs on other
-clips, or of another kind of model, get a section of their own.
+Runs that differ in nothing but the seed are one group, with mean and spread (sample standard deviation). A difference counts
+only if Welch's 95 % interval over seeds leaves out zero. Runs on other clips or of other kinds get a section of their own.
 """
 
 import os
@@ -25,8 +24,7 @@ def scores_of(group, varied):
     runs = [{"folder": os.fsencode(run.folder).decode(errors="replace"), "seed": run.seed, "epochs": len(run.log)}
             | {which: score(run, which) for which in CHECKPOINTS} for run in group.runs]  # fmt: skip
     settings = {name: group.settings.get(name) for name in varied}
-    clips = group.runs[0].clips
-    return {"group": group.letter, "name": group.name, "clips": clips, "settings": settings, "runs": runs}
+    return {"group": group.letter, "name": group.name, "clips": group.runs[0].clips, "settings": settings, "runs": runs}
 
 
 def print_table(header, rows):
@@ -36,7 +34,7 @@ def print_table(header, rows):
         print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def get_parser():
+def main():
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where report.html and its pictures go")
@@ -47,11 +45,7 @@ def get_parser():
     parser.add_argument("--n_show", type=options.count, default=4, help="clips in the GIF")
     parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
     options.add_machine(parser.group("machine"))
-    return parser
-
-
-def main():
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     device, precision = choose_machine(args)
     runs = [Run(folder) for folder in dict.fromkeys(args.runs)]
     for run in (run for run in runs if not run.finished):

@@ -11,7 +11,7 @@ from scripts.measure import runs
 
 plt, save = visualize.plt, visualize.save_figure
 
-# Every line has its letter on it, so that lines can be told apart in grey and when there are more than the palette has colours.
+# Every line has its letter on it, so that lines can be told apart in grey too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
 COMPARED = {
     "psnr": ("Validation PSNR", "dB"),

@@ -85,7 +85,7 @@ def follow(truth, predicted, given):
     return share[pushed], overlap[pushed]
 
 
-def get_parser():
+def main():
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
@@ -93,18 +93,13 @@ def get_parser():
     parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of each; 0: all")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
     options.add_machine(parser.group("machine"))
-    return parser
-
-
-def main():
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
     motion, pushes, positions = {}, {"one sample": [], "copy last frame": []}, []
     for split in args.split:
         data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
-        actions, _ = what_if.read_conditions(data, trained["cond"])
-        given = model.n_past - 1
+        given, actions = model.n_past - 1, what_if.read_conditions(data, trained["cond"])[0]
         plans = what_if.directions(actions, data.n_frames - model.n_past)
         with autocast(device, precision):
             videos = what_if.imagine(model, data, trained["cond"], list(range(len(data))), plans)
@@ -119,8 +114,8 @@ def main():
     if np.isnan(motion["truth"]).any():
         raise UserError(f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted")
 
-    title = f"{data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}"
-    print(f"\n{len(positions)} clips of {title}")
+    where = f"{data.root} ({' + '.join(args.split)})"
+    print(f"\n{len(positions)} clips of {where}, --cond {trained['cond']}, {args.model_path}")
     print_results(motion, positions, model.n_past)
     pushes = {row: [np.concatenate(x) for x in zip(*found)] for row, found in pushes.items()}
     title = f"{len(pushes['one sample'][0])} objects pushed"

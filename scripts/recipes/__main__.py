@@ -6,9 +6,8 @@
 
 A run is RUNS/RECIPE[-small]-seedN. One that was interrupted is resumed, and a finished one left alone, so the same command
 goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, `parity` those that
-compare each default with the classic choice: JOBS at a time on one thread each, three seeds of the comparisons that
-matter most, and a report over them. The recipes of document 003 want recordings with pose drawings:
-POSE_ROOT=data/dancer, say; without it `all` leaves them out.
+compare each default with the classic choice, JOBS at a time on one thread each, and a report over them. Document 003's want
+recordings with pose drawings: POSE_ROOT=data/dancer, say; without it `all` leaves them out.
 """
 
 import argparse

@@ -32,7 +32,6 @@ D001_TF = f"{D001} --tfr_start_decay_epoch @50 --tfr_decay_step 0.005/epoch"
 D002_CYCLES = f"{CLASSIC} --kl_anneal cyclical --kl_anneal_cycle 3*epochs --kl_anneal_per step"
 ZERO_TAIL = "--tfr_start_decay_epoch @150 --tfr_end_decay_epoch @250"
 D003 = "--batch_size 4 --fast_train --fast_train_epoch @22 --tfr_sde @5 --kl_anneal_ratio 1.5"
-
 MONOTONIC = "--kl_anneal monotonic --kl_anneal_per epoch"
 TWO_CYCLES = "--kl_anneal cyclical --kl_anneal_cycle 2 --kl_anneal_per epoch"
 THREE_CYCLES = "--kl_anneal cyclical --kl_anneal_cycle 3 --kl_anneal_per epoch"
