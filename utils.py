@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import ctypes
 import io
 import json
 import multiprocessing
@@ -23,8 +22,6 @@ try:
     import fcntl
 except ImportError:  # Windows, which then has no locks
     fcntl = None
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt, in malloc.h
 
 
 class UserError(Exception):
@@ -101,21 +98,10 @@ def choose_device(name, flag="--device"):
     return device
 
 
-def tune(device):
-    """Settings of the libraries below torch that make every step faster and change no result but for cuDNN's rounding."""
-    torch.backends.cudnn.benchmark = True
-    if device.type == "cpu":
-        # glibc gives large freed blocks back to the system, and every step then has to get them anew, page by page.
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            libc = ctypes.CDLL(None)
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
 def choose_machine(args):
-    """The device and the precision of options.add_machine's flags, the libraries tuned for them."""
+    """The device and the precision of options.add_machine's flags."""
     device = choose_device(args.device)
-    tune(device)
+    torch.backends.cudnn.benchmark = True
     return device, choose_precision(args.precision, device)
 
 

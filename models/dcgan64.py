@@ -3,10 +3,11 @@
 `width` is the number of channels at 32x32; 64 is the paper's network. The interface is that of models/vgg64.py.
 """
 
+import torch
 import torch.nn as nn
 
 from models.cond_conv import Chain
-from models.fastconv import SplitConvTranspose
+from models.fastconv import SplitConvTranspose, split_rows
 from models.norm import normalise
 
 
@@ -39,8 +40,9 @@ class Encoder(nn.Module):
         """x (N, channels, 64, 64) -> h (N, g_dim), the four maps of the rows `pasted`, fine to coarse, and no pooled ones."""
         skips = []
         for layer in (self.c1, self.c2, self.c3, self.c4):
-            x = layer(x, c)
-            skips.append(x[pasted])
+            skip, parts = split_rows(layer(x, c), pasted)
+            skips.append(skip)
+            x = torch.cat(parts)
         return self.c5(x, c).flatten(1), skips, []
 
 

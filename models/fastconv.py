@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import copy
 
 import torch
 import torch.nn as nn
@@ -87,6 +88,17 @@ class SplitConvTranspose(nn.ConvTranspose2d):
         return F.conv_transpose2d(s, self.weight.chunk(2)[1], self.bias, self.stride, self.padding)
 
 
+def split_rows(x, rows):
+    """A slice of x's rows, and the parts of x of which it is one, in order.
+
+    Where the parts are read rather than x, their gradients are joined in channels last memory; a slice's gradient would be as
+    large as x, mostly zeros, and not channels last.
+    """
+    start, stop, _ = rows.indices(len(x))
+    parts = x.split([n for n in (start, stop - start, len(x) - stop) if n])
+    return parts[start > 0] if stop > start else x[:0], parts
+
+
 def add_rows(y, term):
     """y (n * B, C, H, W) plus a term (B, C, H, W) whose rows repeat."""
     if len(y) == len(term):
@@ -105,6 +117,20 @@ def summed_once(module):
     finally:
         for conv in convs:
             conv.kernel = None
+
+
+@contextlib.contextmanager
+def prepared(model, names):
+    """Inside, the networks of a model by these names are copies `for_prediction`, and kernels are summed once."""
+    networks = {name: getattr(model, name) for name in names}
+    try:
+        for name, network in networks.items():
+            setattr(model, name, for_prediction(copy.deepcopy(network)))
+        with summed_once(model):
+            yield
+    finally:
+        for name, network in networks.items():
+            setattr(model, name, network)
 
 
 def for_prediction(network):

@@ -1,5 +1,6 @@
 """Diagonal Gaussians, and the noise that samples of them are made of."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,16 +41,18 @@ class Gaussian(NamedTuple):
         return Gaussian(*map(torch.cat, zip(*parts)))
 
 
-def draw_noise(n_samples, batch, steps, z_dim, generator, like):
-    """Standard normal noise (steps, n_samples, batch, z_dim) on the device of `like`.
+def draw_noise(n_samples, batch, steps, shapes, generator, like):
+    """Standard normal noise for latents of several shapes: [(steps, n_samples * batch, *shape)] on the device of `like`.
 
     One generator a clip (a list of `batch` CPU generators) makes the noise of a clip's k-th sample independent of the
     other clips, of how samples are chunked, and of the device.
     """
+    sizes = [math.prod(shape) for shape in shapes]
     if isinstance(generator, (list, tuple)):
-        noise = [[torch.randn(steps, z_dim, generator=g) for g in generator] for _ in range(n_samples)]
+        noise = [[torch.randn(steps, sum(sizes), generator=g) for g in generator] for _ in range(n_samples)]
         noise = torch.stack([torch.stack(row, 1) for row in noise], 1)
     else:
         device = generator.device if generator is not None else like.device
-        noise = torch.randn(steps, n_samples, batch, z_dim, generator=generator, device=device)
-    return noise.to(like, non_blocking=True)
+        noise = torch.randn(steps, n_samples, batch, sum(sizes), generator=generator, device=device)
+    parts = noise.to(like, non_blocking=True).flatten(1, 2).split(sizes, -1)
+    return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes)]

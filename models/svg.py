@@ -15,8 +15,6 @@ Inside this file tensors are time-major, (T, B, ...): folding time into the batc
 """
 
 import contextlib
-import copy
-import math
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -27,7 +25,7 @@ from models import dcgan64, vgg64
 from models.align import Aligner, warp
 from models.common import evaluating, init_weights, option
 from models.cond_conv import modulate
-from models.fastconv import add_rows, for_prediction, summed_once
+from models.fastconv import add_rows, prepared, summed_once
 from models.gaussian import Gaussian, draw_noise
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
@@ -239,22 +237,17 @@ class SVG(nn.Module):
     def predicting(self):
         """What `predict` and `reconstruct` run in; around many calls it saves each the preparation.
 
-        Eval mode, no gradients, and copies of the encoder and decoder that take fewer operations (models/fastconv.py). Not
-        beside finer latents, whose terms are added between a convolution and the BatchNorm that would go into it.
+        Eval mode, no gradients, and networks that take fewer operations (models/fastconv.py).
         """
         if self.is_predicting:
             yield
             return
-        networks = self.encoder, self.decoder
-        with evaluating(self):
+        # Finer latents are added between a convolution and the BatchNorm that would go into it.
+        with evaluating(self), prepared(self, () if self.levels else ("encoder", "decoder")):
+            self.is_predicting = True
             try:
-                self.is_predicting = True
-                if not self.levels:
-                    self.encoder, self.decoder = (for_prediction(copy.deepcopy(network)) for network in networks)
-                with summed_once(self):
-                    yield
+                yield
             finally:
-                self.encoder, self.decoder = networks
                 self.is_predicting = False
 
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
@@ -284,7 +277,7 @@ class SVG(nn.Module):
         if cond.shape[1] < n_steps:
             raise ValueError(f"{n_future} future frames need {n_steps} conditions, not {cond.shape[1]}")
         c = self.standardise(cond)
-        eps = self.draw_noise(n_samples, len(past), n_steps, generator, past)
+        eps = draw_noise(n_samples, len(past), n_steps, self.latent_shapes, generator, past)
         now = self.begin(past, c[:n_past], eps, n_samples)
         c = c.repeat(1, n_samples, 1)
         predicted = past.new_empty(n_future, *now.source.h.shape[1:2], *past.shape[2:])
@@ -308,9 +301,3 @@ class SVG(nn.Module):
             source = Frames(many(given.h[:last]), [])
             state = self.transition(source, many(c[:last]), q, eps[0][:last], state)[-1]
         return Rollout(state, terms, Frames(many(given.h[last:]), [many(f[last:]) for f in given.features]))
-
-    def draw_noise(self, n_samples, batch, steps, generator, like):
-        """Noise of every level, (steps, n_samples * batch, ...) each; see models.gaussian.draw_noise."""
-        sizes = [math.prod(shape) for shape in self.latent_shapes]
-        eps = draw_noise(n_samples, batch, steps, sum(sizes), generator, like).flatten(1, 2)
-        return [e.unflatten(-1, shape) for e, shape in zip(eps.split(sizes, -1), self.latent_shapes)]

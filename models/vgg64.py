@@ -4,14 +4,12 @@
 2018), which sees one frame at a time. Parameter names are the classic ones.
 """
 
-import math
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from models.cond_conv import Chain
-from models.fastconv import SplitConv
+from models.fastconv import SplitConv, split_rows
 from models.norm import normalise
 
 
@@ -32,48 +30,10 @@ class VGGLayer(nn.Module):
         return self.main(x, c)
 
 
-class FullConv(nn.Conv2d):
-    """A convolution whose kernel covers the image, which is one matrix product: (N, C, K, K) -> (N, O, 1, 1)."""
-
-    def forward(self, x):
-        return F.linear(pixels(x), pixels(self.weight), self.bias)[..., None, None]
-
-
-class FullConvTranspose(nn.ConvTranspose2d):
-    """The same the other way: (N, C, 1, 1) -> (N, O, K, K)."""
-
-    def forward(self, x):
-        size = self.kernel_size
-        y = F.linear(x.flatten(1), pixels(self.weight).T, self.bias.repeat(math.prod(size)))
-        return y.unflatten(1, (*size, -1)).permute(0, 3, 1, 2)
-
-
-def pixels(x):
-    """(N, C, H, W) to (N, H * W * C), which is how channels last memory holds it."""
-    return x.permute(0, 2, 3, 1).flatten(1)
-
-
 def stage(norm, *channels, first=nn.Conv2d):
     """VGG layers in a row: stage(norm, a, b, c) maps a to b to c channels."""
     convs = first, *[nn.Conv2d] * (len(channels) - 2)
     return [VGGLayer(*ends, norm, conv) for *ends, conv in zip(channels, channels[1:], convs)]
-
-
-class Fork(torch.autograd.Function):
-    """x and its rows of a slice, whose gradient is added to x's in place; a slice's own is as large as x, and mostly zeros.
-
-    What reads x must make x's gradient anew, as a pooling does, for then nobody else holds it.
-    """
-
-    @staticmethod
-    def forward(ctx, x, rows):
-        ctx.rows = rows
-        return x.view_as(x), x[rows]
-
-    @staticmethod
-    def backward(ctx, grad, grad_rows):
-        grad[ctx.rows].add_(grad_rows)
-        return grad, None
 
 
 class Encoder(nn.Module):
@@ -86,7 +46,7 @@ class Encoder(nn.Module):
         self.c2 = Chain(*stage(norm, w, 2 * w, 2 * w))  # 32 x 32
         self.c3 = Chain(*stage(norm, 2 * w, 4 * w, 4 * w, 4 * w))  # 16 x 16
         self.c4 = Chain(*stage(norm, 4 * w, 8 * w, 8 * w, 8 * w))  # 8 x 8
-        self.c5 = Chain(FullConv(8 * w, g_dim, 4), normalise(norm, g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
+        self.c5 = Chain(nn.Conv2d(8 * w, g_dim, 4), normalise(norm, g_dim), nn.Tanh())  # 4 x 4 -> 1 x 1
         self.mp = nn.MaxPool2d(2)
 
     def forward(self, x, c=None, pasted=slice(None)):
@@ -96,11 +56,11 @@ class Encoder(nn.Module):
         """
         skips, pooled = [], []
         for stage in (self.c1, self.c2, self.c3, self.c4):
-            last, activation = stage[-1].main[:-1], stage[-1].main[-1]
-            x, copied = Fork.apply(last(stage[:-1](x, c), c), pasted)
-            skips.append(F.leaky_relu(copied, activation.negative_slope))
+            x = stage[-1].main[:-1](stage[:-1](x, c), c)
+            skip, parts = split_rows(x, pasted)
+            skips.append(F.leaky_relu(skip, 0.2))
             # As LeakyReLU rises, the maximum may come first: a quarter of the numbers.
-            x = activation(self.mp(x))
+            x = F.leaky_relu(torch.cat([self.mp(part) for part in parts]), 0.2)
             pooled.append(x)
         return self.c5(x, c).flatten(1), skips, pooled
 
@@ -113,7 +73,7 @@ class Decoder(nn.Module):
         w = width
         self.g_dim = g_dim
         self.upc1 = Chain(  # 1 x 1 -> 4 x 4
-            FullConvTranspose(g_dim, 8 * w, 4), normalise(norm, 8 * w), nn.LeakyReLU(0.2, inplace=True)
+            nn.ConvTranspose2d(g_dim, 8 * w, 4), normalise(norm, 8 * w), nn.LeakyReLU(0.2, inplace=True)
         )
         self.upc2 = Chain(*stage(norm, 16 * w, 8 * w, 8 * w, 4 * w, first=SplitConv))  # 8 x 8
         self.upc3 = Chain(*stage(norm, 8 * w, 4 * w, 4 * w, 2 * w, first=SplitConv))  # 16 x 16

@@ -1,9 +1,14 @@
 """Shared by all tests: the repository on the path, a tiny data set, commands as subprocesses."""
 
+import contextlib
 import functools
+import hashlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,8 @@ REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
 torch.set_num_threads(1)  # tiny networks: threads would only wait for one another
 
 TINY = "--width 4 --g_dim 8 --z_dim 4 --rnn_size 8 --batch_size 4 --num_workers 0 --precision fp32".split()
+
+SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 
 
 def write_clips(folder, n_clips, n_frames=8, action_dim=4, seed=0):
@@ -88,3 +95,40 @@ def trained(tiny_data, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+def call(command, *flags):
+    """A command in this process: its exit status and stderr."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [str(ROOT / command), *map(str, flags)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0, err.getvalue()
+    finally:
+        sys.argv = argv
+
+
+def fingerprint(folder):
+    """What every file of a folder holds."""
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def train(data, folder, niter):
+    """A run of niter epochs of 4 steps."""
+    result = run("train_learned_prior.py", "--data_root", data, "--log_dir", folder, "--niter", niter, *SMALL)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_data, tmp_path_factory):
+    """A run of 3 epochs."""
+    return train(tiny_data, tmp_path_factory.mktemp("undisturbed") / "run", 3)
+
+
+@pytest.fixture(scope="session")
+def one_epoch(tiny_data, tmp_path_factory):
+    """A run of 1 epoch, to copy and go on with."""
+    return train(tiny_data, tmp_path_factory.mktemp("one") / "run", 1)

@@ -3,45 +3,22 @@
 The commands run in this process, which spares each case the seconds in which torch is imported; a few run as a user would.
 """
 
-import contextlib
-import hashlib
-import io
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
-import warnings
 import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import ROOT, TINY, call, fingerprint, run
 from PIL import Image
 
 import utils
 
 TRAIN = ("train_fixed_prior.py", "train_learned_prior.py")
 ALL = (*TRAIN, "generate.py")
-
-
-def call(command, *flags):
-    """A command in this process: its exit status and stderr."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = [str(ROOT / command), *map(str, flags)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0, err.getvalue()
-    finally:
-        sys.argv = argv
-
-
-def fingerprint(folder):
-    """What every file of a folder holds."""
-    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 class Code:

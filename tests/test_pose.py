@@ -12,10 +12,9 @@ import numpy as np
 import pose_reference as reference
 import pytest
 import torch
-from conftest import REAL, ROOT, assert_same_loss, both_losses, run
+from conftest import REAL, ROOT, assert_same_loss, both_losses, call, fingerprint, run
 from kill_test import outcome, same
 from PIL import Image
-from test_bad_input import call, fingerprint
 
 import options
 import train_pose

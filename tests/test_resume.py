@@ -11,14 +11,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run
+from conftest import ROOT, SMALL, run
 from kill_test import outcome, same
 
 from dataset import ClipDataset
 from loading import ClipSampler
 from utils import locked
 
-SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 COMMAND = "train_learned_prior.py"
 
 
@@ -31,25 +30,6 @@ def assert_refused(result, *words):
     line = result.stderr.replace("\r", "\n").strip().splitlines()[-1]
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert all(str(word) in line for word in ("error:", *words)), line
-
-
-def train(data, folder, niter):
-    """A run of niter epochs of 4 steps."""
-    result = run(COMMAND, "--data_root", data, "--log_dir", folder, "--niter", niter, *SMALL)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tiny_data, tmp_path_factory):
-    """A run of 3 epochs."""
-    return train(tiny_data, tmp_path_factory.mktemp("undisturbed") / "run", 3)
-
-
-@pytest.fixture(scope="module")
-def one_epoch(tiny_data, tmp_path_factory):
-    """A run of 1 epoch, to copy and go on with."""
-    return train(tiny_data, tmp_path_factory.mktemp("one") / "run", 1)
 
 
 def break_frames(clip, aside):

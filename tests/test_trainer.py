@@ -2,7 +2,7 @@
 
 import argparse
 import csv
-from pathlib import Path
+import dataclasses
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ import options
 import utils
 from dataset import open_splits
 from models import SVG, PoseCVAE
-from training import optim, runlog, schedules, trainer
+from models.common import option
+from training import optim, schedules, trainer
 
 DEVICE = torch.device("cpu")
 
@@ -117,13 +118,6 @@ def test_learning_rate_of_a_step():
     assert lr(2, 0, "--lr_cosine") == pytest.approx(0.05 * 0.5)
 
 
-def test_code_hash_is_that_of_the_code(monkeypatch):
-    before = runlog.code_hash()
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "svg.py"))
-    assert runlog.code_hash() != before
-
-
 def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
     """--compile compiles what training meets (below torch's limit) and nothing of validation, and the loss stays the same."""
     torch._dynamo.reset()  # the limit counts what other tests of this process compiled
@@ -152,8 +146,16 @@ def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
 
 
 def test_a_model_may_have_a_float_among_its_settings(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "mine", lambda dropout: dropout)
+    @dataclasses.dataclass
+    class Config:
+        dropout: float = option(0.5, "share of zeros")
+
+    mine = lambda dropout: dropout
+    mine.Config = Config
+    monkeypatch.setitem(models.MODELS, "mine", mine)
     assert models.build({"name": "mine", "dropout": 0.1}) == 0.1
+    with pytest.raises(TypeError, match="dropout 1"):
+        models.build({"name": "mine", "dropout": 1})
 
 
 def test_under_torchrun_each_process_has_its_gpu(monkeypatch):
@@ -165,3 +167,43 @@ def test_under_torchrun_each_process_has_its_gpu(monkeypatch):
         for name in ("auto", "cuda", "cuda:1", "cpu"):
             utils.choose_device(name)
     assert asked == ["cuda:0", "cuda:0", "cuda:1", "cpu", "cuda:3", "cuda:3", "cuda:1", "cpu"]
+
+
+class Fixed(torch.nn.Module):
+    """A model whose predictions and KL are two parameters."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.x_hat, self.kl = torch.nn.Parameter(torch.rand(shape)), torch.nn.Parameter(torch.rand(shape[0]))
+
+    def loss(self, frames, cond, teacher_forcing):
+        mse = (self.x_hat - frames[:, 1:]).square().flatten(2).mean((0, 2)).sum()
+        return {"mse": mse, "kld": self.kl.square().mean()}
+
+
+def test_beta_auto_is_the_likelihood_of_the_best_common_sigma():
+    """Its gradient is beta times that of -log N(x; x^, sigma) + KL, sigma the one of the greatest likelihood (sigma-VAE)."""
+    frames = torch.rand(3, 5, 2, 4, 6)
+    model = Fixed((3, 4, 2, 4, 6))
+    loss, found = optim.Objective(model, "auto")(frames, None, True, 0.7)
+    ours = torch.autograd.grad(loss, [model.x_hat, model.kl])
+    x_hat, truth = model.x_hat, frames[:, 1:]
+    sigma = (x_hat - truth).square().mean().sqrt().detach()
+    best = torch.distributions.Normal(x_hat.detach(), sigma).log_prob(truth).sum()
+    for other in (0.9, 1.1):
+        assert torch.distributions.Normal(x_hat.detach(), other * sigma).log_prob(truth).sum() < best
+    nll = -torch.distributions.Normal(x_hat, sigma).log_prob(truth).sum() / len(frames)
+    beta = 2 * sigma**2 / frames[0, 0].numel()
+    theirs = torch.autograd.grad(beta * (nll + 0.7 * model.kl.square().mean()), [model.x_hat, model.kl])
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(found["beta"], 0.7 * beta)
+    assert not found["beta"].requires_grad
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.25])
+def test_the_objective_is_mse_and_the_weighted_kl(kl_weight):
+    model = Fixed((3, 4, 2, 4, 6))
+    loss, found = optim.Objective(model, 0.5)(torch.rand(3, 5, 2, 4, 6), None, True, kl_weight)
+    torch.testing.assert_close(loss.detach(), found["mse"] + kl_weight * 0.5 * found["kld"])
+    assert found["beta"].item() == pytest.approx(kl_weight * 0.5)
+    assert (torch.autograd.grad(loss, model.kl, allow_unused=True)[0] is None) == (kl_weight == 0)

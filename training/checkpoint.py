@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import pickle
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -116,7 +115,7 @@ def plain(args):
 
 
 def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
-    """Load run/last.pt into the model, its average and the optimiser; returns the run's state. For `rank` 0 warnings are printed."""
+    """Load run/last.pt into the model, its average and the optimiser; returns the run's state."""
     path = run / "last.pt"
     checkpoint = load_checkpoint(path, "optimizer", "state")
     if checkpoint["args"] != args.resumed:
@@ -136,15 +135,9 @@ def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
         changed += [f"clips of {frames} -> {val_set.n_frames} frames"] * (frames != val_set.n_frames)
         if changed:  # another scale
             state["best_psnr"] = -1.0
-            warn(f"validation changes ({', '.join(changed)}): best.pt begins anew")
+            distributed.warn(f"validation changes ({', '.join(changed)}): best.pt begins anew")
         warn_of_stretch(old, args, state["epoch"], n_steps)
     return state
-
-
-def warn(text):
-    """A line on stderr, from one process."""
-    if distributed.rank() == 0:
-        print(text, file=sys.stderr)
 
 
 def refuse_changes(run, old, new):
@@ -199,4 +192,4 @@ def warn_of_stretch(old, new, epoch, n_steps):
     )
     now, before = describe(new, epoch), describe(old, min(epoch, old.niter - 1))
     stretch = f"--niter {old.niter} -> {new.niter} stretches the schedules that end with the run"
-    warn(f"{stretch}: epoch {epoch + 1} has {now}; without it {before}")
+    distributed.warn(f"{stretch}: epoch {epoch + 1} has {now}; without it {before}")

@@ -7,6 +7,7 @@ does anything. Tensors on the host travel by gloo, those on GPUs by NCCL.
 import contextlib
 import gc
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,12 @@ def rank():
 def size():
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def warn(text):
+    """A line on stderr, from one process."""
+    if rank() == 0:
+        print(text, file=sys.stderr)
 
 
 def share(items):

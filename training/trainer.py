@@ -42,7 +42,7 @@ def train(run, make_model, train_set, val_set, args, device, precision, stop):
         while trainer.state["epoch"] < args.niter:
             if number := trainer.train_epoch() or trainer.end_epoch():
                 at = f"epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}"
-                checkpoint.warn(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}")
+                distributed.warn(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}")
                 return 128 + number
         best = trainer.state["best_psnr"]
         trainer.log.print(f"wrote {run}/last.pt, best.pt ({best:.2f} dB), log.csv, curves.png, gen/")

@@ -162,10 +162,7 @@ def place_toys(rng, tip):
 
 
 class Simulator:
-    """A tray of toys drawn from `rng`, all at rest, and a gripper, which goes exactly where it is told.
-
-    Raises Retry where the draw gives no good scene.
-    """
+    """A tray of toys drawn from `rng`, at rest, and a gripper that goes exactly where it is told; Retry if the draw is no good."""
 
     def __init__(self, rng):
         import mujoco  # here: only who simulates needs it, after MUJOCO_GL is set

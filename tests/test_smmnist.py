@@ -1,0 +1,125 @@
+"""smmnist.py: the physics of Moving MNIST, clips as functions of their key, the commands on it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import REAL, run
+
+import options
+import smmnist
+from utils import UserError
+
+ROOT = REAL / "mnist"
+needs_mnist = pytest.mark.skipif(not ROOT.exists(), reason="the MNIST files are not here")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_digits_move_in_straight_lines_and_turn_at_walls(deterministic):
+    rng = np.random.default_rng(1)
+    n_hits, turns = 0, set()
+    for _ in range(30):
+        places, hits = smmnist.trajectories(rng, 60, 2, deterministic)
+        assert places.min() >= 0 and places.max() <= 32, "a digit never leaves the frame"
+        steps = np.diff(places, axis=0)
+        assert abs(steps).max() <= 4
+        for t in range(1, len(steps)):
+            for k in range(2):
+                if not hits[t, k] and not hits[t + 1, k]:
+                    assert (steps[t, k] == steps[t - 1, k]).all(), "nothing but a wall bends a path"
+        for t, k in np.argwhere(hits[1:-1]) + [1, 0]:
+            n_hits += 1
+            after = steps[t, k] if not hits[t + 1, k] else None
+            for axis in range(2):
+                if places[t, k, axis] in (0, 32) and after is not None and steps[t - 1, k, axis]:
+                    inward = 1 if places[t, k, axis] == 0 else -1
+                    at_wall = places[t - 1, k, axis] + steps[t - 1, k, axis] == places[t, k, axis]
+                    if at_wall and np.sign(steps[t - 1, k, axis]) == -inward:
+                        turns.add(tuple(steps[t, k]))
+    assert n_hits > 200 and len(turns) > (2 if deterministic else 30), "new directions and speeds, of all kinds"
+
+
+def test_deterministic_bounces_are_mirrors():
+    """With walls far apart nothing is random after the start: the speeds' absolute values never change."""
+    for seed in range(20):
+        places, hits = smmnist.trajectories(np.random.default_rng(seed), 40, 1, deterministic=True)
+        free = [abs(step) for step, a, b in zip(np.diff(places[:, 0], axis=0), hits[:-1, 0], hits[1:, 0]) if not b]
+        assert len({tuple(step) for step in free}) == 1
+    changed = set()
+    for seed in range(20):
+        places, hits = smmnist.trajectories(np.random.default_rng(seed), 40, 1)
+        free = [abs(step) for step, b in zip(np.diff(places[:, 0], axis=0), hits[1:, 0]) if not b]
+        changed.add(len({tuple(step) for step in free}) > 1)
+    assert True in changed
+
+
+def test_overlapping_digits_are_the_brighter_of_both():
+    digits = torch.stack([torch.full((28, 28), 100, dtype=torch.uint8), torch.full((28, 28), 200, dtype=torch.uint8)])
+    frames = smmnist.draw(digits, np.array([[[0, 0], [16, 16]], [[32, 32], [0, 0]]]))
+    assert frames.shape == (2, 64, 64, 1) and frames.dtype == torch.uint8
+    assert frames[0, 0, 0, 0] == 100 and frames[0, 20, 20, 0] == 200 and frames[0, 63, 0, 0] == 0
+    assert frames[1, 63, 63, 0] == 100 and frames[1, 31, 31, 0] == 200
+
+
+@needs_mnist
+def test_a_clip_is_a_function_of_its_key():
+    train = smmnist.MovingMNIST(ROOT, "train", 12)
+    again = smmnist.MovingMNIST(ROOT, "train", 12)
+    for key in (3, (3, 0.0), (3, 0.25)):
+        assert torch.equal(train[key][0], again[key][0])
+    assert torch.equal(train[3][0], train[(3, 0.0)][0])
+    others = [train[4][0], train[(3, 0.25)][0], smmnist.MovingMNIST(ROOT, "test", 12)[3][0]]
+    others += [smmnist.MovingMNIST(ROOT, "train", 12, num_digits=1)[3][0]]
+    assert not any(torch.equal(train[3][0], other) for other in others)
+    frames, cond = train[3]
+    assert frames.shape == (12, 64, 64, 1) and cond.shape == (12, 0) and len(train) == 10_000
+
+
+@needs_mnist
+def test_splits_have_digits_of_their_own():
+    digits = [smmnist.MovingMNIST(ROOT, split, 2).digits for split in ("train", "validate", "test")]
+    assert [len(d) for d in digits] == [55_000, 5_000, 10_000]
+    whole = smmnist.MNIST(ROOT, train=True).data
+    assert torch.equal(torch.cat(digits[:2]), whole)
+    with pytest.raises(UserError, match="--split val: Moving MNIST has train, validate, test"):
+        smmnist.MovingMNIST(ROOT, "val", 2)
+
+
+def test_missing_mnist_is_one_line(tmp_path, monkeypatch):
+    def offline(self):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(smmnist.MNIST, "download", offline)
+    with pytest.raises(UserError, match="mnist/MNIST/raw: MNIST cannot be downloaded .*put its four idx files there"):
+        smmnist.MovingMNIST(tmp_path / "mnist", "train", 2)
+
+
+def test_defaults_are_svgs_and_flags_win(tmp_path):
+    (tmp_path / "MNIST").mkdir()
+    parse = lambda *more: options.parse_training(options.training_parser(""), ["--data_root", str(tmp_path), *more])
+    args = parse()
+    found = (args.backbone, args.channels, args.z_dim, args.g_dim, args.n_past, args.n_future, args.n_eval, args.cond)
+    assert found == ("dcgan", 1, 10, 128, 5, 10, 30, "none")
+    assert parse("--z_dim", "3", "--backbone", "vgg").z_dim == 3
+    assert options.parse_training(options.training_parser(""), []).backbone == "vgg"
+
+
+@needs_mnist
+def test_train_and_predict(tmp_path):
+    small = "--width 4 --g_dim 8 --rnn_size 8 --batch_size 2 --num_workers 0 --precision fp32 --epoch_size 2 --niter 1 --beta auto"
+    flags = ["--data_root", ROOT, "--log_dir", tmp_path / "run", "--n_eval", 7, *small.split()]
+    result = run("-c", "import smmnist, train_learned_prior as t\nsmmnist.CLIPS['validate'] = 4\nraise SystemExit(t.main())", *flags)
+    assert result.returncode == 0, result.stderr
+    row = next(csv.DictReader(open(tmp_path / "run/log.csv")))
+    # 2 mse / (C H W), mse per step of 14, times a rising KL weight
+    assert 0 < float(row["beta"]) < 2 * float(row["mse"]) / 14 / 4096
+    result = run("generate.py", "--model_path", tmp_path / "run/best.pt", "--n_clips", 2, "--n_samples", 2, "--log_dir", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    protocol = json.load(open(tmp_path / "out/metrics.json"))["protocol"]
+    assert (protocol["n_past"], protocol["n_future"], protocol["clips"]) == (5, 2, 2)
+    assert (tmp_path / "out/samples.gif").exists()
+    for flag, word in (("--cond action", "Moving MNIST has no actions"), ("--channels 3", "--channels 3"), ("--hierarchy 2", "--backbone vgg")):
+        result = run("train_learned_prior.py", *flags[:4], *small.split(), *flag.split(), "--log_dir", tmp_path / "new")
+        assert result.returncode == 2 and word in result.stderr and "Traceback" not in result.stderr, result.stderr
