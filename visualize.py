@@ -163,7 +163,7 @@ def save_grid(path, rows, n_past, scale=1, every=1):
         page.save(temporary, "PNG")
 
 
-def _finish(figure, path):
+def save_figure(figure, path):
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -209,7 +209,7 @@ def plot_curves(path, history, beta, title):
     for axis in axes.flat:
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(as_title(title), fontsize=10)
-    _finish(figure, path)
+    save_figure(figure, path)
 
 
 @_or_warn
@@ -233,4 +233,4 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{as_title(title)}; bands: 95 % interval over clips", fontsize=10)
-    _finish(figure, path)
+    save_figure(figure, path)

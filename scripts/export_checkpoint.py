@@ -2,8 +2,7 @@
 
     python -m scripts.export_checkpoint RUN/best.pt pretrained/NAME.pt [--data_root data/pushing_sample]
 
-Matrices and convolutions become float16; vectors, BatchNorm's statistics among them, stay float32. generate.py computes with all of
-them as float32 again.
+Matrices and convolutions become float16; vectors, BatchNorm's statistics among them, stay float32.
 """
 
 from pathlib import Path
@@ -17,9 +16,7 @@ def main():
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("source", help="a checkpoint, RUN/best.pt")
     parser.add_argument("target", help="the file to write")
-    parser.add_argument(
-        "--data_root", "--DR", help="the data set that generate.py takes by default (default: the run's)"
-    )
+    parser.add_argument("--data_root", "--DR", help="the data set that generate.py takes by default (default: the run's)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.source)
     if Path(args.target).name in ("last.pt", "best.pt"):

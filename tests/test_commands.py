@@ -42,6 +42,7 @@ def test_best_is_the_epoch_with_the_highest_psnr(trained):
     assert torch.load(trained["learned"] / "best.pt", weights_only=True)["state"]["epoch"] == int(best["epoch"])
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(trained, tiny_data, tmp_path):
     """The same command gives the same weights, bit for bit, also with worker processes; another seed does not."""
     flags = ["--data_root", tiny_data, "--n_future", 4, "--niter", 2, *TINY]
@@ -99,6 +100,7 @@ def test_teacher_forcing_is_off_in_validation(trained, tiny_data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_what_is_judged_and_predicts(tiny_data, tmp_path):
     flags = [
         "--data_root",
@@ -155,6 +157,7 @@ def test_all_schedule_flags_and_their_aliases(tiny_data, tmp_path):
     assert [row["psnr"] != "" for row in rows] == [False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "bridge").exists(), reason="the real recordings are not here")
 def test_real_robot_video(tmp_path):
     """Seven action numbers instead of four; and a checkpoint of one robot is refused for another in one line."""

@@ -19,7 +19,6 @@ import visualize
 import what_if
 from dataset import open_split
 from scripts.measure import compare_runs, report, runs
-from scripts.measure import pushes as measure_pushes
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
 
@@ -65,7 +64,8 @@ def test_runs_that_differ_in_the_seed_are_grouped(compared):
     assert [group["group"] for group in groups] == ["A", "B", "C"]
     assert [group["name"] for group in groups] == ["fixed", "learned", "other"]
     assert [[r["seed"] for r in group["runs"]] for group in groups] == [[1, 2], [1], [1]]
-    assert set(groups[0]["settings"]) == {"prior", "data_root"}, "the settings that differ, and only those"
+    differing = [set(group["settings"]) for group in groups]
+    assert differing == [{"prior"}, {"prior"}, set()], "the settings that differ, and only those, among runs on the same clips"
     psnr = [r["best"]["psnr"] for r in groups[0]["runs"]]
     assert abs(psnr[0] - psnr[1]) > 0.005
     assert f"{np.mean(psnr):.2f} ± {np.std(psnr, ddof=1):.2f}" in compared.stdout
@@ -86,9 +86,9 @@ def test_scores_are_those_of_generate(compared, trained, tmp_path):
 def test_the_report_is_one_file(compared):
     page = (compared.out / "report.html").read_text()
     images = re.findall(r'<img src="([^"]{20})', page)
-    assert len(images) == 4 and all(src.startswith("data:image/") for src in images)  # curves, steps, two sets of clips
+    assert len(images) == 6 and all(src.startswith("data:image/") for src in images)  # curves, steps, clips of two sections
     assert not re.search(r'(?:src|href)="(?!data:)|https?://|@import', page)
-    assert page.count("copy last frame") == 2, "a table for each set of clips"
+    assert page.count("copy last frame") == 2 and "do not compare them" in page, "a section for each set of clips"
     first, second = Image.open(compared.out / "clips.gif"), Image.open(compared.out / "clips-2.gif")
     assert first.n_frames == second.n_frames == 6
     assert first.size[0] - second.size[0] == 136, "truth, A and B beside truth and C"
@@ -156,7 +156,7 @@ def test_markup_and_mathematics_in_names_are_text(trained, tiny_data, tmp_path, 
     compare_runs.main()
     page = Text((tmp_path / "out/report.html").read_text(encoding="utf-8"))
     assert not {"u", "s"} & page.tags
-    for text in (f"{odd}0", f"B {odd}1", f"<s>{odd}", f"Scores on {tmp_path}/{odd}", f"Highest: A {odd}0"):
+    for text in (f"{odd}0", f"B{odd}1", f"<s>{odd}", f"Scores on {tmp_path}/{odd}", f"Highest: A {odd}0"):
         assert text in page.text, text
     assert Text(report.picture(tmp_path / "out/curves.png", odd)).attributes[1] == ("alt", odd)
     assert Text(report.element("td", odd, title=odd)).attributes == [("title", odd)]
@@ -181,10 +181,11 @@ def test_a_difference_and_noise():
     assert runs.common_name(["a", "b"]) == "a + b"
 
 
-def test_models_of_different_kinds_have_tables_of_their_own():
-    group = lambda **settings: SimpleNamespace(settings=settings)
+def test_models_of_different_kinds_have_sections_of_their_own():
+    pictures, of_run = [{"truth": np.zeros((6, 64, 64, 3), np.uint8)}], [SimpleNamespace(n_past=2)]
+    group = lambda **settings: SimpleNamespace(settings=settings, pictures=pictures, runs=of_run)
     a, b, c = group(name="svg", lr=1), group(name="pose_cvae", lr=1, F_dim=8), group(name="svg", lr=2)
-    assert runs.by_model([a, b, c]) == [[a, c], [b]]
+    assert runs.families([a, b, c]) == [[a, c], [b]]
     assert runs.differing([a, c]) == ["lr"]
 
 
@@ -258,9 +259,9 @@ def test_how_far_pushed_objects_go():
         frame[0, 20:28, x : x + 8], frame[0, 40:48, 50:58] = colour, (30, 60, 220)
         return frame
 
-    share, overlap = measure_pushes.follow(draw(30), draw(24), draw(20))
+    share, overlap = measure_what_if.follow(draw(30), draw(24), draw(20))
     assert share == pytest.approx([0.4]) and overlap == pytest.approx([2 / 14])
-    assert not len(measure_pushes.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
+    assert not len(measure_what_if.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
 
 
 def test_pushed_objects_of_true_clips():
@@ -268,7 +269,7 @@ def test_pushed_objects_of_true_clips():
     data = open_split(ROOT / "data/pushing_sample", "test", 12, "action")
     frames = np.stack([data[k][0].numpy() for k in range(len(data))])
     for predicted, way in ((frames[:, -1], 1), (frames[:, 1], 0)):
-        share, overlap = measure_pushes.follow(frames[:, -1], predicted, frames[:, 1])
+        share, overlap = measure_what_if.follow(frames[:, -1], predicted, frames[:, 1])
         assert len(share) >= 10 and share == pytest.approx(way)
         assert (overlap == 1).all() if way else (overlap < 1).all()
 
@@ -304,8 +305,9 @@ def test_what_keeps_runs_apart(trained, tmp_path):
     (copy / "args.json").write_text(json.dumps(described | {"code": "edited"}))
     assert settings[0] == settings[1] != runs.Run(copy).settings
     picture = {"truth": np.zeros((6, 64, 64, 3), np.uint8)}
-    one, same, other = (SimpleNamespace(pictures=[picture], runs=[SimpleNamespace(n_past=n)]) for n in (2, 2, 1))
-    assert runs.same_clips(one, same) and not runs.same_clips(one, other)
+    group = lambda n: SimpleNamespace(pictures=[picture], runs=[SimpleNamespace(n_past=n)], settings={"name": "svg"})
+    one, same, other = group(2), group(2), group(1)
+    assert runs.comparable(one, same) and not runs.comparable(one, other)
 
 
 @pytest.mark.parametrize("kind", ["action+position", "action", "position"])

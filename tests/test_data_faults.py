@@ -72,17 +72,16 @@ LAST = "train/traj_6_to_8.tfrecords"
 DAMAGE = {"trailing bytes": lambda data: data + b"more", "truncated": lambda data: data[:-5], "empty": lambda data: b""}
 
 
-@pytest.mark.parametrize("form", ["packed", "folders"])
 @pytest.mark.parametrize("kind, n_validate", [("trailing bytes", 4), ("truncated", 3), ("truncated", 5), ("empty", 2)])
-def test_a_replaced_file(source, tmp_path, convert, form, kind, n_validate):
+def test_a_replaced_file(source, tmp_path, convert, kind, n_validate):
     """Its number of records was another, and with it the border between train and validate in the file before."""
-    raw, flags = copy(source, tmp_path / "raw"), ("--format", form)
+    raw = copy(source, tmp_path / "raw")
     (raw / LAST).write_bytes(DAMAGE[kind]((raw / LAST).read_bytes()))
     with pytest.raises(UserError, match="bad records: .*traj_6_to_8"):
-        convert(raw, tmp_path / "new", n_validate, *flags)
+        convert(raw, tmp_path / "new", n_validate)
     shutil.copy(source / LAST, raw / LAST)
-    convert(raw, tmp_path / "new", n_validate, *flags)
-    convert(source, tmp_path / "clean", n_validate, *flags)
+    convert(raw, tmp_path / "new", n_validate)
+    convert(source, tmp_path / "clean", n_validate)
     assert splits(tmp_path / "new") == splits(tmp_path / "clean")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["settings.json", "test", "train", "validate"]
 
@@ -111,7 +110,7 @@ def test_what_was_left_out_is_named_again(source, tmp_path, convert, monkeypatch
     raw = copy(source, tmp_path / "raw")
     (raw / LAST).write_bytes(DAMAGE["truncated"]((raw / LAST).read_bytes()))
     with monkeypatch.context() as patch, pytest.raises(UserError, match="stopped"):
-        patch.setattr(convert_bair, "join", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
+        patch.setattr(convert_bair, "write_packed", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
         convert(raw, tmp_path / "new", 2, "--skip_bad")
     with pytest.raises(UserError, match="traj_6_to_8.tfrecords record 2: the file ends"):
         convert(raw, tmp_path / "new", 2)

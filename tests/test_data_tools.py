@@ -346,8 +346,8 @@ def test_checksum():
         assert tfrecord.masked_crc(data).to_bytes(4, "little") == masked(data)
 
 
-def test_splits_and_formats(tfrecords, converted, tmp_path):
-    """The last 4 training records validate; --format folders, packed, gives the same bytes."""
+def test_splits(converted, tmp_path):
+    """The last 4 training records validate; what is unpacked and packed again has the same bytes."""
     names = {split: [line.split(",")[0] for line in (converted / split / "clips.csv").read_text().split()]
              for split in ("train", "validate", "test")}  # fmt: skip
     assert names["train"] == [f"traj_{a}/{k}" for a in ("0_to_2", "3_to_5") for k in range(3)] + [
@@ -356,9 +356,8 @@ def test_splits_and_formats(tfrecords, converted, tmp_path):
     ]
     assert names["validate"] == ["traj_6_to_8/2", "traj_12_to_14/0", "traj_12_to_14/1", "traj_12_to_14/2"]
     assert names["test"] == ["traj_0_to_1/0", "traj_0_to_1/1"] and not (converted / ".parts").exists()
-    result = command("-m", "scripts.data.convert_bair", tfrecords, tmp_path / "folders", "--validate", 4, "--format", "folders")
-    assert result.returncode == 0, result.stderr
     for split in names:
+        pack_dataset.unpack(converted, split, tmp_path / "folders", 0)
         pack_dataset.pack(tmp_path / "folders", split, tmp_path / "packed", 0)
         assert contents(tmp_path / "packed" / split) == contents(converted / split)
 
@@ -445,6 +444,7 @@ def test_what_convert_refuses(tfrecords, converted, folders, tmp_path, monkeypat
     convert("--validate: .* has no clips beyond those", tfrecords, tmp_path / "new")  # 256 of 12
     convert("settings.json: begun with other settings", tfrecords, converted, "--camera", "main", "--validate", 4)
     convert("holds something else", tfrecords, folders, "--validate", 4)
+    assert pack_dataset.claim(converted, {"camera": "aux1"}).keys() == {"format", "validate", "parts"}
     words = ("-m", "scripts.data.convert_bair", tfrecords, tmp_path / "new", "--validate", 4)
     result = command(*words, preexec_fn=limit_file_size)
     one_line(result, "free some space")
@@ -466,15 +466,9 @@ def kill_and_convert(source, target, n_kills, seconds, *flags):
     return died
 
 
-@pytest.mark.parametrize("form", ["packed", "folders"])
-def test_killed_conversions_end_the_same(tfrecords, converted, tmp_path, form):
-    flags = ("--validate", 4, "--num_workers", 2, "--format", form)
-    assert kill_and_convert(tfrecords, tmp_path / "new", 1, 0.1, *flags)
-    if form == "packed":
-        assert contents(tmp_path / "new") == contents(converted)  # settings included, which name the source's files
-    else:
-        pack_dataset.pack(tmp_path / "new", "train", tmp_path / "packed", 0)
-        assert contents(tmp_path / "packed" / "train") == contents(converted / "train")
+def test_killed_conversions_end_the_same(tfrecords, converted, tmp_path):
+    assert kill_and_convert(tfrecords, tmp_path / "new", 1, 0.1, "--validate", 4, "--num_workers", 2)
+    assert contents(tmp_path / "new") == contents(converted)  # settings included, which name the source's files
     assert not (tmp_path / "new" / ".parts").exists()
 
 

@@ -222,6 +222,7 @@ FLAGS = [*TINY, "--n_future", 2, "--epoch_size", 4, "--niter", 2, "--tfr", 0.5, 
 FLAGS += ["--hierarchy", 3, "--align", "--cond_conv", "encoder"]
 
 
+@pytest.mark.slow
 def test_trained_stopped_resumed_and_generated(tiny_data, tmp_path):
     """Stopped within an epoch, by a faulty clip, and resumed, a run with every extension ends as one that was not."""
     data, folder, command = tmp_path / "data", tmp_path / "run", "train_learned_prior.py"
@@ -248,6 +249,7 @@ def test_trained_stopped_resumed_and_generated(tiny_data, tmp_path):
     assert json.load(open(tmp_path / "out/metrics.json"))["protocol"]["clips"] == 5
 
 
+@pytest.mark.slow
 def test_a_longer_clip_takes_no_more_compiled_graphs():
     """A free-running step meets what the one before it was compiled for."""
 

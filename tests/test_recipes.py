@@ -11,11 +11,11 @@ from conftest import ROOT, TINY, run
 import options
 from scripts.data import make_dancer
 from scripts.recipes import __main__ as recipes
-from scripts.recipes.table import POSE, RECIPES
+from scripts.recipes.table import GROUPS, POSE, RECIPES
 
 pytestmark = pytest.mark.slow
 
-DOCUMENTS = [name for name in RECIPES if not name.startswith("extension")]
+DOCUMENTS = [name for name in RECIPES if name.startswith(GROUPS["all"])]
 
 
 def recipe_command(name, *flags):
@@ -65,6 +65,18 @@ def test_settings_of_the_documents(capsys):
     recipes.print_table()
     listed = capsys.readouterr().out
     assert all(f"{name}: document" in listed for name in RECIPES) and "reported 26.25" in listed
+
+
+def test_parity_changes_one_thing_at_a_time():
+    """Each recipe differs from the defaults in one setting; `classic` has the classic one of each."""
+    settings = {name: vars(options.parse_training(options.training_parser(""), recipe_command(name)[2:]))
+                for name in RECIPES if name.startswith("parity")}  # fmt: skip
+    defaults = settings.pop("parity_defaults")
+    changes = {name: {k: v for k, v in found.items() if v != defaults[k] and k != "log_dir"} for name, found in settings.items()}
+    classic = changes.pop("parity_classic")
+    assert all(len(change) == 1 for change in changes.values()) and len(changes) == 9
+    of_classic = [change for name, change in changes.items() if RECIPES[name].note.startswith("classic: ")]
+    assert classic == {name: value for change in of_classic for name, value in change.items()} and len(classic) == 5
 
 
 def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
@@ -143,3 +155,5 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
     assert captured.err.startswith("extension_align, seed 2: failed, see ") and captured.err.count("\n") == 1
     assert captured.out.count("seed") == 14
     assert not any("003" in line for line in all_recipes(monkeypatch, tmp_path / "other", "all")[1]), "without POSE_ROOT"
+    _, trainings, report = all_recipes(monkeypatch, tmp_path / "third", "parity")
+    assert len(trainings) == 33 and "parity_defaults-seed1" in report.split()[2], "the reference comes first"

@@ -106,6 +106,7 @@ def test_defaults_are_svgs_and_flags_win(tmp_path):
     assert options.parse_training(options.training_parser(""), []).backbone == "vgg"
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_train_and_predict(tmp_path):
     small = "--width 4 --g_dim 8 --rnn_size 8 --batch_size 2 --num_workers 0 --precision fp32 --epoch_size 2 --niter 1 --beta auto"

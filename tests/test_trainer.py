@@ -118,6 +118,7 @@ def test_learning_rate_of_a_step():
     assert lr(2, 0, "--lr_cosine") == pytest.approx(0.05 * 0.5)
 
 
+@pytest.mark.slow
 def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
     """--compile compiles what training meets (below torch's limit) and nothing of validation, and the loss stays the same."""
     torch._dynamo.reset()  # the limit counts what other tests of this process compiled

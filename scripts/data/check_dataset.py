@@ -12,11 +12,11 @@ from pathlib import Path
 from dataset import read_pngs, read_strip
 from options import Parser, natural
 from packed import check_size, is_clip_name, is_packed, read_array, read_clips, read_index
-from scripts.data.pack_dataset import SPLITS, csv_files_of, in_workers
+from scripts.data.pack_dataset import csv_files_of, in_workers, splits_of
 from utils import UserError, read_csv, run_command
 
 
-def attempt(faults, function, *args):
+def collect(faults, function, *args):
     """function(*args), or None with its UserError put among the faults."""
     try:
         return function(*args)
@@ -28,13 +28,12 @@ def check_pngs(clip, faults):
     """The number of a clip's PNG frames, its faults put among the others; hidden files are none of its frames."""
     names = {path.stem for path in clip.glob("[!.]*.png")}
     numbers = {int(name) for name in names if name.isdecimal() and len(name) < 6 and name == str(int(name))}
-    others = sorted(names - set(map(str, numbers)))
-    faults += [f"{clip / name}.png: not the number of a frame; remove it" for name in others]
+    faults += [f"{clip / name}.png: not the number of a frame; remove it" for name in sorted(names - set(map(str, numbers)))]
     n_frames = max(numbers, default=-1) + 1
     if not n_frames:
         faults.append(f"{clip}: holds no frames; remove it")
     for t in range(n_frames):
-        attempt(faults, read_pngs, clip, [t])
+        collect(faults, read_pngs, clip, [t])
     return n_frames
 
 
@@ -44,12 +43,12 @@ def check_clip(clip, csv_files, n_columns):
     if not is_clip_name(f"{clip.parent.name}/{clip.name}"):
         faults.append(f"{str(clip)!r}: not a name on one line; rename it")
     if (clip / "frames.webp").exists():
-        strip = attempt(faults, read_strip, clip)
+        strip = collect(faults, read_strip, clip)
         n_frames = 0 if strip is None else len(strip)
     else:
         n_frames = check_pngs(clip, faults)
     for name, wanted in zip(csv_files, n_columns):
-        rows = attempt(faults, read_csv, clip / name, n_frames)
+        rows = collect(faults, read_csv, clip / name, n_frames)
         if rows is not None and wanted not in (None, found := rows.shape[1]):
             faults.append(f"{clip / name}: {found} columns, {wanted} in the first clip; mend or remove the clip")
     return faults
@@ -62,7 +61,7 @@ def check_folders(folder, num_workers):
         return [f"{folder}: no clips; expected GROUP/CLIP/0.png or frames.webp"]
     csv_files, columns = csv_files_of(clips), []
     for name in csv_files:
-        first = attempt([], read_csv, next(clip / name for clip in clips if (clip / name).exists()), 0)
+        first = collect([], read_csv, next(clip / name for clip in clips if (clip / name).exists()), 0)
         columns.append(None if first is None else first.shape[1])
     check = partial(check_clip, csv_files=csv_files, n_columns=columns)
     return sum(in_workers(check, clips, num_workers, f"checking {folder.name}", "clips"), [])
@@ -70,32 +69,28 @@ def check_folders(folder, num_workers):
 
 def check_packed(folder, num_workers):
     """The faults of a packed split."""
-    faults = []
-    index = attempt(faults, read_index, folder)
-    if index is None:
-        return faults
-    paths = [folder / name for name in index["files"]]
-    check = partial(check_packed_file, files=index["files"])
-    return sum(in_workers(check, paths, min(num_workers, len(paths)), f"checking {folder.name}", "files"), [])
+    try:
+        files = read_index(folder)["files"]
+    except UserError as error:
+        return [str(error)]
+    check = partial(check_packed_file, files=files)
+    return sum(in_workers(check, [folder / name for name in files], num_workers, f"checking {folder.name}", "files"), [])
 
 
 def check_packed_file(path, files):
     """The faults of one file of a packed split: the first, or none."""
-    faults = []
-    attempt(faults, check_file, path, files[path.name])
-    if not faults and path.name == "clips.csv":
-        attempt(faults, read_clips, path, files["frames.npy"]["shape"][0])
-    elif not faults and path.name != "frames.npy":
-        attempt(faults, read_array, path, files)
-    return faults
-
-
-def check_file(path, expected):
-    """Compare a file of a packed split with its index."""
-    check_size(path, expected["bytes"])
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-            raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
+    try:
+        check_size(path, files[path.name]["bytes"])
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != files[path.name]["sha256"]:
+                raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
+        if path.name == "clips.csv":
+            read_clips(path, files["frames.npy"]["shape"][0])
+        elif path.name != "frames.npy":
+            read_array(path, files)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def main():
@@ -103,11 +98,8 @@ def main():
     parser.add_argument("root", type=Path, metavar="ROOT", help="data set: a folder with train, validate or test")
     parser.add_argument("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args()
-    splits = [args.root / split for split in SPLITS if (args.root / split).is_dir()]
-    if not splits:
-        raise UserError(f"{args.root}: holds no folder train, validate or test; give the root of a data set")
     n_faults = 0
-    for split in splits:
+    for split in (args.root / split for split in splits_of(args.root)):
         faults = (check_packed if is_packed(split) else check_folders)(split, args.num_workers)
         n_faults += len(faults)
         print("\n".join([*faults, f"{split}: {len(faults)} faults"]))

@@ -3,14 +3,14 @@
     scripts/data/download_bair.sh data/bair_raw
     python -m scripts.data.convert_bair data/bair_raw data/bair
 
-A TFRecord file holds some 256 clips of 30 frames. Clip K of train/traj_A_to_B.tfrecords becomes train/traj_A_to_B/K; the
+A TFRecord file holds some 256 clips of 30 frames. Clip K of train/traj_A_to_B.tfrecords becomes the clip traj_A_to_B/K of train; the
 last --validate records of train (files in the order of their numbers) become the split validate instead. Every record's
-checksums are verified, and without --skip_bad nothing is finished before all are good. Started again after it was
+checksums are verified, and without --skip_bad nothing is finished before all are good. DST is packed, which loads fast;
+pack_dataset --unpack makes PNG files of it. Started again after it was
 interrupted, or after a bad file was replaced, the conversion goes on where it was: what is done lies in DST/.parts.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -22,7 +22,7 @@ import numpy as np
 
 from dataset import natural_key
 from options import Parser, natural
-from scripts.data.pack_dataset import in_workers, write_clip, write_packed, writing_folder
+from scripts.data.pack_dataset import claim, in_workers, write_packed, writing_folder
 from scripts.data.tfrecord import BadRecord, parse, read_records
 from utils import UserError, locked, run_command, write_json
 
@@ -42,15 +42,13 @@ class Part(NamedTuple):
 
 
 def plan(source, n_validate):
-    """{split: its Parts}, files in the order of their numbers."""
+    """{split: its Parts} of the splits that there are, files in the order of their numbers."""
     parts = {}
     for split in ("train", "test"):
         files = sorted((source / split).glob("[!.]*.tfrecords"), key=natural_key)
         parts[split] = [Part(split, file) for file in files]
     if not any(parts.values()):
-        raise UserError(
-            f"{source}: no train/*.tfrecords or test/*.tfrecords; give the folder that download_bair.sh filled"
-        )
+        raise UserError(f"{source}: no train/*.tfrecords or test/*.tfrecords; give the folder that download_bair.sh filled")
     train, validate = parts["train"], []
     while n_validate and train:
         file = train.pop().file
@@ -62,7 +60,8 @@ def plan(source, n_validate):
             train.append(Part("train", file, last=first))
     if validate and not train:
         raise UserError(f"--validate: {source}/train has no clips beyond those; give a smaller number")
-    return {"train": train, "validate": validate, "test": parts["test"]}
+    found = {"train": train, "validate": validate, "test": parts["test"]}
+    return {split: parts for split, parts in found.items() if parts}
 
 
 def read_part(part, camera):
@@ -75,34 +74,25 @@ def read_part(part, camera):
                 yield number, error
 
 
-def convert_part(job, camera, form):
+def convert_part(job, camera):
     """Convert a part, job = (part, folder), to a temporary folder beside `folder`; returns the temporary one and the faults."""
     part, folder = job
     temporary = folder.with_name(f".{folder.name}.tmp")
-    numbers, clips, faults = [], [], []
     try:
         temporary.mkdir(parents=True)
-        for number, clip in read_part(part, camera):
-            if isinstance(clip, BadRecord):
-                faults.append(f"{part.file} record {number}: {clip}")
-                continue
-            numbers.append(number)
-            if form == "folders":
-                write_clip(temporary / str(number), clip)
-            else:
-                clips.append(clip)
-        if not numbers and not faults:
-            faults.append(f"{part.file}: holds no records")
-        if clips:
-            arrays = {key: np.concatenate([clip[key] for clip in clips]) for key in clips[0]}
-            arrays |= {"numbers": numbers, "lengths": [len(clip["frames"]) for clip in clips]}
-            for key, array in arrays.items():
-                np.save(temporary / f"{key}.npy", array)
+        found = dict(read_part(part, camera))
+        clips = {number: clip for number, clip in found.items() if not isinstance(clip, BadRecord)}
+        arrays = {"numbers": list(clips), "lengths": [len(clip["frames"]) for clip in clips.values()]}
+        for key in next(iter(clips.values()), ()):
+            arrays[key] = np.concatenate([clip[key] for clip in clips.values()])
+        for key, array in arrays.items():
+            np.save(temporary / f"{key}.npy", array)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or error
         raise UserError(f"{part.file} -> {folder}: {reason}; free some space or mend SRC") from None
-    return temporary, faults
+    bad = [f"{part.file} record {number}: {found[number]}" for number in found if number not in clips]
+    return temporary, bad if found else [f"{part.file}: holds no records"]
 
 
 def convert_parts(parts, work, args):
@@ -110,21 +100,20 @@ def convert_parts(parts, work, args):
 
     What was left out of one with bad records, the next run must name again: it is kept for this run only.
     """
-    for stale in [*work.glob(".*.tmp"), *work.glob("*.bad")]:
+    for stale in work.glob(".*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
     folders = {part: work / part.key() for part in parts}
     todo = [(part, folder) for part, folder in folders.items() if not folder.exists()]
-    convert = partial(convert_part, camera=args.camera, form=args.format)
-    faults = []
-    for (part, folder), (temporary, found) in zip(
-        todo, in_workers(convert, todo, args.num_workers, "converting", "files")
-    ):
+    convert = partial(convert_part, camera=args.camera)
+    faults, results = [], in_workers(convert, todo, args.num_workers, "converting", "files")
+    for (part, folder), (temporary, found) in zip(todo, results):
         faults += found
         if found and not args.skip_bad:
             shutil.rmtree(temporary)
-            continue
-        folders[part] = folder.with_name(f"{folder.name}.bad") if found else folder
-        os.replace(temporary, folders[part])
+        elif found:
+            folders[part] = temporary
+        else:
+            os.replace(temporary, folder)
     if faults and not args.skip_bad:
         remedy = "fetch the files again and run this again, or leave them out with --skip_bad"
         raise UserError(f"bad records: {', '.join(faults)}; {remedy}")
@@ -137,38 +126,9 @@ def packed_clips(parts, folders):
     """Yield (name, arrays) of the clips of packed parts, one part in memory at a time."""
     for part in parts:
         arrays = {path.stem: np.load(path) for path in sorted(folders[part].glob("*.npy"))}
-        if not arrays:
-            continue  # all its records were bad
         ends = np.cumsum(arrays.pop("lengths"))
         for number, first, last in zip(arrays.pop("numbers"), [0, *ends], ends):
             yield f"{part.file.stem}/{number}", {key: array[first:last] for key, array in arrays.items()}
-
-
-def join(parts, folders, form, destination):
-    """Make one split of its parts."""
-    destination.mkdir()
-    if form == "packed":
-        write_packed(destination, packed_clips(parts, folders))
-    else:
-        for part in parts:
-            os.replace(folders[part], destination / part.file.stem)
-
-
-def begin(destination, settings):
-    """Write DST/settings.json, or refuse to go on with other settings than it holds; returns the parts DST was made of, if it was."""
-    path = destination / "settings.json"
-    try:
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        made_of = old.pop("parts", None)
-    except (OSError, ValueError, TypeError, AttributeError):
-        old, made_of = "unreadable", None
-    if not path.exists() and any(not found.name.startswith(".") for found in destination.iterdir()):
-        raise UserError(f"{destination}: holds something else; choose another destination")
-    if old not in ({}, settings):
-        raise UserError(f"{path}: begun with other settings ({old}); use them again or choose another destination")
-    if not old:
-        write_json(path, settings)
-    return made_of
 
 
 def publish(ready, destination):
@@ -185,7 +145,6 @@ def main():
     add = parser.add_argument
     add("source", type=Path, metavar="SRC", help="folder with softmotion30_44k, or with its train and test")
     add("destination", type=Path, metavar="DST", help="folder to write to; give it to --data_root")
-    add("--format", choices=("packed", "folders"), default="packed", help="packed loads fast (default)")
     add("--camera", choices=("aux1", "main"), default="aux1", help="aux1 is what SVG's numbers are for (default)")
     add("--validate", type=natural, default=256, metavar="N", help="training clips to validate on (default: 256)")
     add("--skip_bad", action="store_true", help="leave bad records out instead of stopping at the end")
@@ -193,22 +152,22 @@ def main():
     args = parser.parse_args()
     inner, destination = args.source / "softmotion30_44k", args.destination
     splits = plan(inner if inner.is_dir() else args.source, args.validate)
-    splits = {split: parts for split, parts in splits.items() if parts}
     parts = [part for split in splits.values() for part in split]
-    settings = {"format": args.format, "camera": args.camera, "validate": args.validate}
+    settings = {"format": "packed", "camera": args.camera, "validate": args.validate}
     ready, keys = destination / ".ready", [part.key() for part in parts]
     with locked(destination):
-        made_of = begin(destination, settings)
+        made_of = claim(destination, settings).get("parts")
         if made_of is None and not ready.exists():
             folders = convert_parts(parts, destination / ".parts", args)
             # All splits or none: between two runs a file may be replaced, which moves the border of train and validate.
             with writing_folder(ready) as temporary:
                 for split, of_split in splits.items():
-                    join(of_split, folders, args.format, temporary / split)
+                    (temporary / split).mkdir()
+                    write_packed(temporary / split, packed_clips(of_split, folders))
                 write_json(temporary / "settings.json", settings | {"parts": keys})
         if ready.exists():
             publish(ready, destination)
-            made_of = begin(destination, settings)
+            made_of = claim(destination, settings).get("parts")
         if made_of != keys:
             raise UserError(f"{destination}: made of other files than {args.source} holds now; choose another destination")
     print(f"{destination} is ready: --data_root {destination}")

@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Download and unpack the BAIR robot pushing data (softmotion30_44k, about 30 GB, and as much again unpacked).
-#
 #     scripts/data/download_bair.sh DIR
-#
 # Run it again after an interruption: it goes on where it stopped. BAIR_URL=... takes the archive from a mirror.
 set -u
 
@@ -12,16 +10,10 @@ margin=$((1 << 20)) # bytes to leave free
 die() { echo "download_bair.sh: error: $*" >&2; exit 2; }
 size_of() { if [ -f "$1" ]; then wc -c < "$1" | tr -d ' '; else echo 0; fi; }
 
-case "${1:-}" in
--h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
-"" | -*) die "give the folder to download to: scripts/data/download_bair.sh DIR" ;;
-esac
+case "${1:--}" in -*) die "give the folder to download to: scripts/data/download_bair.sh DIR" ;; esac
 dir=$1 tar=$1/bair_robot_pushing_dataset_v0.tar
 command -v curl > /dev/null || die "curl is missing; install it (apt-get install curl, brew install curl)"
-if [ -d "$dir/softmotion30_44k" ]; then
-    echo "$dir/softmotion30_44k is there already; nothing to do"
-    exit 0
-fi
+[ ! -d "$dir/softmotion30_44k" ] || { echo "$dir/softmotion30_44k is there already; nothing to do"; exit 0; }
 mkdir -p "$dir" || die "$dir: cannot be made; choose another folder"
 if command -v flock > /dev/null; then # two downloads would write to one file
     exec 9< "$dir"

@@ -2,8 +2,7 @@
 
     python -m scripts.data.make_dancer data/dancer
 
-Joint angles are sums of a few slow sines, which the seed chooses, so a recording never repeats. A frame shows the figure in
-a room, a label its skeleton in thin coloured lines on white. Each split has several recordings and their cuts.txt.
+Joint angles are sums of slow sines. A frame shows the figure in a room, a label its skeleton in coloured lines on white.
 """
 
 import argparse
@@ -32,7 +31,10 @@ LIMBS = {
     ("elbow_r", "hand_r"): ((210, 120, 230), (200, 160, 130), 5),
     ("neck", "head"): ((230, 60, 160), (210, 170, 140), 5),
 }
-ANGLES = "lean arm_l fore_l arm_r fore_r thigh_l shin_l thigh_r shin_r".split()
+ANGLES = {  # in radians from low to high, drawn in this order
+    "lean": (-0.35, 0.35), "arm_l": (-2.7, 0.1), "fore_l": (-1.6, 0.2), "arm_r": (-0.1, 2.7), "fore_r": (-0.2, 1.6),
+    "thigh_l": (-0.9, 0.2), "shin_l": (0.0, 1.0), "thigh_r": (-0.2, 0.9), "shin_r": (-1.0, 0.0),
+}  # fmt: skip
 
 
 def wander(rng, n_frames, low, high, seconds=(1.5, 6.0), rate=15):
@@ -44,17 +46,12 @@ def wander(rng, n_frames, low, high, seconds=(1.5, 6.0), rate=15):
 
 def dance(rng, n_frames, height, width):
     """A recording's poses: n_frames dicts {joint: (x, y)} in pixels."""
-    ranges = dict(lean=(-0.35, 0.35), arm_l=(-2.7, 0.1), arm_r=(-0.1, 2.7), fore_l=(-1.6, 0.2), fore_r=(-0.2, 1.6))
-    ranges |= dict(thigh_l=(-0.9, 0.2), thigh_r=(-0.2, 0.9), shin_l=(0.0, 1.0), shin_r=(-1.0, 0.0))
-    angle = {name: wander(rng, n_frames, *ranges[name]) for name in ANGLES}
+    angle = {name: wander(rng, n_frames, *between) for name, between in ANGLES.items()}
     hip_x = wander(rng, n_frames, 0.5 * height, width - 0.5 * height, seconds=(4.0, 12.0))
     unit, poses = 0.9 * height, []
     for t in range(n_frames):
         turn = {name: path[t] for name, path in angle.items()}
-        along = lambda start, length, a: (
-            start[0] + unit * length * math.sin(a),
-            start[1] + unit * length * math.cos(a),
-        )
+        along = lambda at, length, a: (at[0] + unit * length * math.sin(a), at[1] + unit * length * math.cos(a))
         pose = {"hip": (hip_x[t], 0.0)}
         pose["neck"] = along(pose["hip"], -0.32, turn["lean"])
         pose["head"] = along(pose["neck"], -0.14, turn["lean"] / 2)
@@ -116,9 +113,8 @@ def get_parser():
     parser = Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     add, size = parser.add_argument, number(int, 11, 4096)
     add("out", type=Path, help="folder to make")
-    add("--train", type=count, default=8, help="training recordings (8)")
-    add("--val", type=count, default=1, help="validation recordings (1)")
-    add("--test", type=count, default=4, help="test recordings (4)")
+    for split, n in (("train", 8), ("val", 1), ("test", 4)):
+        add(f"--{split}", type=count, default=n, help=f"its recordings ({n})")
     add("--frames", type=count, default=240, help="frames a recording (240)")
     add("--size", type=size, nargs=2, default=(32, 64), metavar=("H", "W"), help="of a frame (32 64)")
     add("--seed", type=natural, default=0, help="of the dances (0)")

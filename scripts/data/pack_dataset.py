@@ -10,6 +10,7 @@ packed form is; a clip's frames and conditions come back from it as they were, t
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import CSV_FILES, ClipDataset, PackedDataset, read_pngs, read_strip
@@ -31,30 +32,25 @@ from utils import UserError, count_frames, locked, read_csv, run_command, write_
 SPLITS = ("train", "validate", "test")
 
 
-class Jobs(Dataset):
-    """function(item) of every item; its UserError is a result, as a worker would wrap it in a traceback."""
-
-    def __init__(self, function, items):
-        self.function, self.items = function, items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, i):
-        try:
-            return self.function(self.items[i])
-        except UserError as error:
-            return error
+def splits_of(root):
+    """The splits that a data set has."""
+    if found := [split for split in SPLITS if (root / split).is_dir()]:
+        return found
+    raise UserError(f"{root}: holds no folder train, validate or test; give the root of a data set")
 
 
-def unchanged(result):
-    return result
+def attempt(function, item):
+    """function(item), or its UserError, which a worker would wrap in a traceback."""
+    try:
+        return function(item)
+    except UserError as error:
+        return error
 
 
 def in_workers(function, items, num_workers, task, unit):
     """Yield function(item) of every item, in order, under a progress bar. A DataLoader's workers end with their parent."""
-    jobs = Jobs(function, items)
-    jobs = DataLoader(jobs, None, num_workers=num_workers, collate_fn=unchanged, worker_init_fn=ignore_signals)
+    work = partial(attempt, function)
+    jobs = DataLoader(items, None, num_workers=num_workers, collate_fn=work, worker_init_fn=ignore_signals)
     slow = 0.3 if sys.stderr.isatty() else 10
     for result in tqdm(guarded(jobs), task, len(items), unit=f" {unit}", leave=False, mininterval=slow):
         if isinstance(result, UserError):
@@ -83,9 +79,27 @@ def writing_folder(folder):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def claim(folder, settings):
+    """Write FOLDER/settings.json, or refuse to go on with other settings than it holds; returns what it holds beside them."""
+    path, others = folder / "settings.json", {}
+    if not path.exists():
+        if any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise UserError(f"{folder}: holds something else; choose another destination")
+        write_json(path, settings)
+        return others
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        others = {name: old.pop(name) for name in old.keys() - settings.keys()}
+    except (OSError, ValueError, AttributeError):
+        old = "unreadable"
+    if old != settings:
+        raise UserError(f"{path}: begun with other settings ({old}); use them again or choose another destination")
+    return others
+
+
 def write_packed(folder, clips):
     """Write the packed form of clips: pairs (GROUP/CLIP, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
-    names, lengths, rows, shapes = [], [], {}, {}
+    names, lengths, rows, shapes, files = [], [], {}, {}, {}
 
     def write_header(file):  # numpy leaves room for any number of frames, so that it can be rewritten
         shapes["frames.npy"] = [sum(lengths), SIZE, SIZE, 3]
@@ -103,8 +117,7 @@ def write_packed(folder, clips):
             file.write(np.ascontiguousarray(arrays.pop("frames")))
             for key, value in arrays.items():
                 rows.setdefault(key, []).append(value)
-                width, wanted = value.shape[1], rows[key][0].shape[1]
-                if width != wanted:
+                if (width := value.shape[1]) != (wanted := rows[key][0].shape[1]):
                     raise UserError(f"{name}/{key}.csv: {width} columns, {wanted} in {names[0]}; mend it")
         write_header(file)
     if not names:
@@ -115,7 +128,6 @@ def write_packed(folder, clips):
         np.save(folder / f"{key}.npy", values)
     lines = "".join(f"{name},{length}\n" for name, length in zip(names, lengths))
     (folder / "clips.csv").write_bytes(lines.encode(errors="surrogateescape"))
-    files = {}
     for name in (*shapes, "clips.csv"):
         with open(folder / name, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -136,9 +148,8 @@ def read_clip(clip, csv_files):
         if not (n_frames := count_frames(clip)):
             raise UserError(f"{clip}: holds no frames; remove it")
         frames = read_pngs(clip, range(n_frames))
-    return {"frames": frames} | {
-        Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files
-    }
+    rows = {Path(name).stem: read_csv(clip / name, len(frames))[: len(frames)] for name in csv_files}
+    return {"frames": frames} | rows
 
 
 def write_clip(clip, arrays):
@@ -180,8 +191,8 @@ def unpack(source, split, destination, num_workers):
         raise UserError(f"{source / split}: is not packed; leave out --unpack")
     dataset = PackedDataset(source, split, 1, "none")
     files = read_index(source / split)["files"]
-    arrays = [(source / split / name).with_suffix(".npy") for name in CSV_FILES]
-    rows = {path.stem: read_array(path, files) for path in arrays if path.name in files}
+    names = [Path(name).stem for name in CSV_FILES]
+    rows = {name: read_array(source / split / f"{name}.npy", files) for name in names if f"{name}.npy" in files}
     with writing_folder(destination / split) as temporary:
         write = partial(unpack_clip, dataset=dataset, rows=rows, folder=temporary)
         for _ in in_workers(write, range(len(dataset)), num_workers, f"unpacking {split}", "clips"):
@@ -197,9 +208,7 @@ def main():
     add("--unpack", action="store_true", help="SRC is packed; write the folder layout")
     add("--num_workers", type=natural, default=os.cpu_count(), help="processes (default: %(default)s)")
     args = parser.parse_args()
-    splits = [split for split in SPLITS if (args.source / split).is_dir()]
-    if not splits:
-        raise UserError(f"{args.source}: holds no folder train, validate or test; give the root of a data set")
+    splits = splits_of(args.source)
     with locked(args.destination):
         for split in splits:
             n_clips = (unpack if args.unpack else pack)(args.source, split, args.destination, args.num_workers)

@@ -1,7 +1,6 @@
 """A robot gripper that pushes toys around a tray, simulated and drawn with MuJoCo.
 
-Positions are in metres: +x is to the right in the image, +y away from the camera (up in the image), +z up, with the origin in
-the middle of the tray floor; angles are in radians.
+Metres and radians: +x is to the right in the image, +y up in it, +z up; the origin is in the middle of the tray floor.
 """
 
 import colorsys
@@ -24,20 +23,8 @@ FRAME_SECONDS = 0.1  # simulated time from one frame to the next
 TIMESTEP = 0.002  # of the physics, seconds
 SQUEEZE = 0.007  # metres bodies may press into each other before the gripper stops
 
-# The finger tips are magenta; no object, tray or arm has a hue near it, so they can be found by
-# colour: see `tip_mask`.
-TIP_RGB = (255, 0, 217)
-TIP_MARGIN = 70
+TIP_RGB = (255, 0, 217)  # magenta, as nothing else, so that the finger tips can be found by colour
 HUES = (0.0, 0.07, 0.14, 0.33, 0.50, 0.62)  # of objects, as in colorsys: red ... blue
-
-
-def tip_mask(frames):
-    """Where the finger tips are: (..., 3) uint8 RGB -> (...) bool.
-
-    A pixel is magenta where both red and blue exceed green by TIP_MARGIN.
-    """
-    red, green, blue = np.moveaxis(np.asarray(frames).astype(int), -1, 0)
-    return np.minimum(red, blue) - green > TIP_MARGIN
 
 
 def numbers(*values):
@@ -81,7 +68,7 @@ def toy(rng, color):
 
 
 def object_colors(rng, count):
-    """`count` saturated colours that differ among themselves, none near the tip's."""
+    """`count` saturated colours, none near the tip's."""
     hues = np.concatenate([rng.permutation(HUES), rng.permutation(HUES)])[:count]
     near = lambda hue: (hue + rng.uniform(-0.015, 0.015)) % 1
     return np.array([colorsys.hsv_to_rgb(near(hue), rng.uniform(0.75, 0.92), rng.uniform(0.6, 0.95)) for hue in hues])
@@ -96,15 +83,8 @@ def scene_xml(rng, toys):
     dark, pale, joint = np.full(3, 0.13), np.full(3, 0.45), np.array([0.50, 0.10, 0.10])
     tip = np.array(TIP_RGB) / 255
     (w, d), t = BIN, 0.012
-    walls = "".join(
-        geom("box", size, wall, pos)
-        for size, pos in [
-            ((w + 2 * t, t, WALL / 2), (0, d + t, WALL / 2)),
-            ((w + 2 * t, t, WALL / 2), (0, -d - t, WALL / 2)),
-            ((t, d, WALL / 2), (w + t, 0, WALL / 2)),
-            ((t, d, WALL / 2), (-w - t, 0, WALL / 2)),
-        ]
-    )
+    sides = [(w + 2 * t, t, 0, d + t), (w + 2 * t, t, 0, -d - t), (t, d, w + t, 0), (t, d, -w - t, 0)]
+    walls = "".join(geom("box", (sx, sy, WALL / 2), wall, (x, y, WALL / 2)) for sx, sy, x, y in sides)
     bodies = "".join(f'<body pos="{numbers(p)}" quat="{numbers(q)}"><freejoint/>{g}</body>' for g, p, q in toys)
     ghost = 'contype="0" conaffinity="0" mass="0"'
     fingers = "".join(
@@ -112,18 +92,12 @@ def scene_xml(rng, toys):
         + geom("box", (0.009, 0.011, 0.014), dark, (x, 0, 0.055))
         for x in (-0.038, 0.038)
     )
-    hand = (
-        fingers
-        + geom("box", (0.050, 0.018, 0.012), dark, (0, 0, 0.080))
-        + geom("cylinder", (0.021, WRIST / 2 - 0.045), dark, (0, 0, WRIST / 2 + 0.045))
-    )
-    links = "".join(
-        f'<body name="{name}" mocap="true">'
-        + geom("capsule", [r], color, extra=f'fromto="0 0 0 0 0 {length}" {ghost}')
-        + geom("sphere", [r * 1.25], joint, extra=ghost)
-        + "</body>"
-        for name, r, color, length in [("forearm", 0.020, pale, FOREARM), ("upperarm", 0.030, dark, UPPERARM)]
-    )
+    hand = fingers + geom("box", (0.050, 0.018, 0.012), dark, (0, 0, 0.080))
+    hand += geom("cylinder", (0.021, WRIST / 2 - 0.045), dark, (0, 0, WRIST / 2 + 0.045))
+    links = ""
+    for name, r, color, length in [("forearm", 0.020, pale, FOREARM), ("upperarm", 0.030, dark, UPPERARM)]:
+        drawn = geom("capsule", [r], color, extra=f'fromto="0 0 0 0 0 {length}" {ghost}')
+        links += f'<body name="{name}" mocap="true">{drawn}{geom("sphere", [r * 1.25], joint, extra=ghost)}</body>'
     joints = "".join(f'<joint type="slide" axis="{axis}" armature="1e4"/>' for axis in ("1 0 0", "0 1 0", "0 0 1"))
     light = rng.uniform((-0.5, -0.6), (0.5, 0.2))
     eye = np.array([0, -0.43, 0.80]) + rng.uniform(-0.015, 0.015, size=3)
@@ -188,10 +162,7 @@ def place_toys(rng, tip):
 
 
 class Simulator:
-    """A tray of toys drawn from `rng`, all at rest, and a gripper, which goes exactly where it is told.
-
-    Raises Retry where the draw gives no good scene.
-    """
+    """A tray of toys drawn from `rng`, at rest, and a gripper that goes exactly where it is told; Retry if the draw is no good."""
 
     def __init__(self, rng):
         import mujoco  # here: only who simulates needs it, after MUJOCO_GL is set
@@ -207,7 +178,8 @@ class Simulator:
         """Let the dropped objects come to rest; raises Retry when one rolls on or left the tray."""
         for _ in range(30):
             self.move(np.zeros(4))
-            if self.toy_speeds().max() < 0.003:
+            speeds = np.linalg.norm(self.data.qvel[4:].reshape(-1, 6)[:, :3], axis=1)
+            if speeds.max() < 0.003:
                 return self.check_inside()
         raise Retry
 
@@ -221,25 +193,27 @@ class Simulator:
         """Positions of the objects, (count, 3) metres."""
         return self.data.qpos[4:].reshape(-1, 7)[:, :3].copy()
 
-    def toy_speeds(self):
-        """Speeds of the objects, (count,) metres per second."""
-        return np.linalg.norm(self.data.qvel[4:].reshape(-1, 6)[:, :3], axis=1)
+    def state(self):
+        """What set_state needs to come back here: the gripper's place, and positions and velocities of all."""
+        return self.hand, self.data.qpos.copy(), self.data.qvel.copy(), self.data.qacc_warmstart.copy()
+
+    def set_state(self, state):
+        """Go back to a state."""
+        self.hand, self.data.qpos[:], self.data.qvel[:], self.data.qacc_warmstart[:] = state
 
     def move(self, action):
         """Move the gripper by `action` (4 numbers) in one frame's time.
 
         Returns whether that was possible: where it would squeeze an object, nothing changes.
         """
-        data, steps = self.data, round(FRAME_SECONDS / TIMESTEP)
-        before = data.qpos.copy(), data.qvel.copy(), data.qacc_warmstart.copy()
+        data, steps, before = self.data, round(FRAME_SECONDS / TIMESTEP), self.state()
         for step in range(steps):
-            # Joints of huge inertia whose position and velocity are set at every step: contacts
-            # feel the velocity (unlike that of a mocap body), yet no contact moves the gripper.
+            # Joints of huge inertia, set at every step: contacts feel their velocity, yet none moves the gripper.
             data.qpos[:4] = self.hand + action * (step / steps)
             data.qvel[:4] = action / FRAME_SECONDS
             self.mj.mj_step(self.model, data)
             if np.any(action) and data.ncon and data.contact.dist.min() < -SQUEEZE:
-                data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = before
+                self.set_state(before)
                 return False
         self.hand = np.round(self.hand + action, 6)
         data.qpos[:4], data.qvel[:4] = self.hand, 0
@@ -265,11 +239,8 @@ class Simulator:
         distance = np.linalg.norm(reach)
         along = (distance**2 + UPPERARM**2 - FOREARM**2) / (2 * distance)
         bend = np.cross(np.cross(reach, (0.8, 0, 1.0)), reach)  # the elbow points out and up
-        elbow = (
-            self.shoulder
-            + reach / distance * along
-            + bend / np.linalg.norm(bend) * np.sqrt(max(UPPERARM**2 - along**2, 0))
-        )
+        out = np.sqrt(max(UPPERARM**2 - along**2, 0))
+        elbow = self.shoulder + reach / distance * along + bend / np.linalg.norm(bend) * out
         for i, (start, end) in enumerate([(wrist, elbow), (elbow, self.shoulder)]):
             self.data.mocap_pos[i] = start
             self.mj.mju_quatZ2Vec(self.data.mocap_quat[i], end - start)

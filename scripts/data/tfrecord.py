@@ -7,8 +7,6 @@ import numpy as np
 
 from packed import SIZE
 
-N_ACTION, N_POSITION = 4, 3
-
 
 class BadRecord(Exception):
     """What is wrong with a record."""
@@ -117,8 +115,8 @@ def parse(record, camera):
     n_frames = max(1, sum(key.endswith("/action") for key in values))
     clip = {
         "frames": stack(f"image_{camera}/encoded", 1, np.uint8, (SIZE, SIZE, 3)),
-        "actions": stack("action", 2, "<f4", (N_ACTION,)),
-        "endeffector_positions": stack("endeffector_pos", 2, "<f4", (N_POSITION,)),
+        "actions": stack("action", 2, "<f4", (4,)),
+        "endeffector_positions": stack("endeffector_pos", 2, "<f4", (3,)),
     }
     for key in ("actions", "endeffector_positions"):
         if not np.isfinite(clip[key]).all():

@@ -2,42 +2,20 @@
 
     python -m scripts.measure.compare_runs runs/A runs/B runs/C --out runs/report
 
-Runs that differ in nothing but the seed are one group: its mean and spread (sample standard deviation over the seeds)
-stand in the table, and a difference counts only if Welch's 95 % interval over the seeds leaves out zero.
+Runs that differ in nothing but the seed are one group, with mean and spread (sample standard deviation). A difference counts
+only if Welch's 95 % interval over seeds leaves out zero. Runs on other clips or of other kinds get a section of their own.
 """
 
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 import options
-import visualize
 from scripts.measure import report
-from scripts.measure.runs import (
-    CHECKPOINTS,
-    Run,
-    by_model,
-    differing,
-    families,
-    group_runs,
-    score_table,
-    settings_table,
-    summary,
-)
+from scripts.measure.runs import CHECKPOINTS, Run, differing, families, group_runs, score_table, settings_table, summary
 from utils import UserError, choose_machine, make_folder, run_command, write_json, writing
-
-
-def save_clips(path, family, n_show):
-    """Write a family's predictions of some clips, evenly spread over the test clips, beside the truth."""
-    first, n = family[0], len(family[0].pictures)
-    rows = []
-    for k in np.linspace(0, n - 1, min(n_show, n)).round().astype(int):
-        predicted = {f"{group.letter} {group.name}": group.pictures[k]["sample 1"] for group in family}
-        rows.append(visualize.thin({"truth": first.pictures[k]["truth"], **predicted}))
-    visualize.save_video(path, rows, first.runs[0].n_past, scale=2 if len(family) < 8 else 1)
 
 
 def scores_of(group, varied):
@@ -46,18 +24,17 @@ def scores_of(group, varied):
     runs = [{"folder": os.fsencode(run.folder).decode(errors="replace"), "seed": run.seed, "epochs": len(run.log)}
             | {which: score(run, which) for which in CHECKPOINTS} for run in group.runs]  # fmt: skip
     settings = {name: group.settings.get(name) for name in varied}
-    clips = group.runs[0].clips
-    return {"group": group.letter, "name": group.name, "clips": clips, "settings": settings, "runs": runs}
+    return {"group": group.letter, "name": group.name, "clips": group.runs[0].clips, "settings": settings, "runs": runs}
 
 
 def print_table(header, rows):
     """The table on a terminal, columns aligned."""
-    widths = [max(len(row[c]) for row in [header, *rows]) for c in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
     for row in [header, *rows]:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def get_parser():
+def main():
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where report.html and its pictures go")
@@ -68,16 +45,11 @@ def get_parser():
     parser.add_argument("--n_show", type=options.count, default=4, help="clips in the GIF")
     parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
     options.add_machine(parser.group("machine"))
-    return parser
-
-
-def main():
-    args = get_parser().parse_args()
+    args = parser.parse_args()
     device, precision = choose_machine(args)
     runs = [Run(folder) for folder in dict.fromkeys(args.runs)]
-    for run in runs:
-        if not run.finished:
-            print(f"warning: {run.folder}: has no best.pt and last.pt yet; left out", file=sys.stderr)
+    for run in (run for run in runs if not run.finished):
+        print(f"warning: {run.folder}: has no best.pt and last.pt yet; left out", file=sys.stderr)
     runs = [run for run in runs if run.finished]
     if not runs:
         raise UserError(f"{args.runs[0]}: none of the runs has finished an epoch; compare them later")
@@ -85,27 +57,24 @@ def main():
     for run in tqdm(runs, "scoring", unit=" runs", leave=False):
         run.evaluate(args, device, precision)
 
-    groups = group_runs(runs)
-    kin, kinds = families(groups), by_model(groups)
-    numbered = lambda name, many: [args.out / name.format(f"-{k + 1}" if k else "") for k in range(len(many))]
-    curves, clips, steps = numbered("curves{}.png", kinds), numbered("clips{}.gif", kin), args.out / "per_step.png"
-    for path, kind in zip(curves, kinds):
-        report.plot_curves(path, kind)
-    report.plot_steps(steps, kin)
-    for path, family in zip(clips, kin):
-        save_clips(path, family, args.n_show)
-    write_json(args.out / "scores.json", [scores_of(group, differing(next(k for k in kinds if group in k))) for group in groups])
+    kin, pictures = families(group_runs(runs)), []
+    for k, family in enumerate(kin):
+        number = f"-{k + 1}" if k else ""
+        pictures.append([args.out / name.format(number) for name in ("curves{}.png", "per_step{}.png", "clips{}.gif")])
+        report.plot_curves(pictures[-1][0], family)
+        report.plot_steps(pictures[-1][1], family)
+        report.save_clips(pictures[-1][2], family, args.n_show)
+    write_json(args.out / "scores.json", [scores_of(group, differing(family)) for family in kin for group in family])
     with writing(args.out / "report.html") as temporary:
-        temporary.write_text(report.page(args.n_samples, groups, kin, curves, steps, clips), encoding="utf-8")
+        temporary.write_text(report.page(args.n_samples, kin, pictures), encoding="utf-8")
 
     for family in kin:
         print(f"\n{family[0].runs[0].clips}")
         print_table(*score_table(family))
         print(summary(family))
-    for kind in kinds:
-        if len(kind) > 1:
+        if len(family) > 1:
             print("\nsettings that differ")
-            print_table(*settings_table(kind))
+            print_table(*settings_table(family))
     print(f"\nwrote {args.out}/report.html, curves.png, per_step.png, clips.gif, scores.json")
 
 

@@ -1,7 +1,6 @@
 """How runs are shown beside one another: figures of their curves and steps, and the page that holds everything."""
 
 import base64
-import contextlib
 import functools
 import html
 
@@ -9,11 +8,10 @@ import numpy as np
 
 import visualize
 from scripts.measure import runs
-from utils import writing
 
-plt = visualize.plt
+plt, save = visualize.plt, visualize.save_figure
 
-# Every line has its letter on it, so that lines can be told apart in grey and when there are more than the palette has colours.
+# Every line has its letter on it, so that lines can be told apart in grey too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
 COMPARED = {
     "psnr": ("Validation PSNR", "dB"),
@@ -23,44 +21,18 @@ COMPARED = {
     "tfr": ("Teacher-forcing ratio", "probability"),
 }
 STYLE = """
-:root { --ink: #1b1f24; --soft: #5c6670; --line: #dfe3e8; --tint: #f6f8fa; --accent: #0072B2; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1180px; margin: 2.5rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-p { color: var(--soft); max-width: 78ch; } figure { margin: 0; overflow-x: auto; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1180px; margin: 2.5rem auto; padding: 0 1.5rem; }
+p, thead th, tr.baseline td, .noise { color: #5c6670; } p { max-width: 78ch; }
+figure { margin: 0; } figure, .scroll, pre { overflow-x: auto; }
 img { max-width: 100%; height: auto; } img.clips { image-rendering: pixelated; max-width: none; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--ink); vertical-align: bottom; }
-tr:hover td { background: var(--tint); } td:first-child, .matrix th { font-weight: 700; }
-tr.baseline td, .noise { color: var(--soft); }
-.matrix td { text-align: right; } .clear { font-weight: 700; } .highest { color: var(--accent); font-weight: 700; }
-details { margin: .8rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; background: var(--tint); padding: .8rem; font-size: 12.5px; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid #dfe3e8; }
+td:first-child, .highest { font-weight: 700; } .highest { color: #0072B2; }
 """
 SCORES = """Best: the checkpoint with the highest validation PSNR; final: the last one. ± is the sample standard deviation over
  seeds, and in the column of differences the half-width of Welch's 95 % interval over seeds. A difference whose interval holds
  zero cannot be told from noise, and neither can one between single seeds."""
-APART = " Scores of other clips stand in a table of their own and cannot be compared with these."
-PAIRS = """Best PSNR of the row less that of the column, in dB. Bold: Welch's 95 % interval over seeds leaves out zero. With {}
- pairs one in twenty would do so by chance."""
-CLIPS = "The run with the lowest seed of each setting, its best checkpoint; {}. Green: given or true. Red: predicted."
-
-
-@contextlib.contextmanager
-def figure(path, n_rows, n_columns, size):
-    """Yield a figure and its axes (n_rows, n_columns), and write it as a PNG."""
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    with plt.rc_context(style):
-        made, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
-        yield made, axes
-        with writing(path) as temporary:
-            made.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-        plt.close(made)
-
-
-def label(group):
-    """A group in a legend, safe from matplotlib's mathematics."""
-    n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
-    return f"{group.letter} {group.name}{n}".replace("$", r"\$")
+CLIPS = "The run with the lowest seed of each setting, its best checkpoint. Green: given or true. Red: predicted."
 
 
 def draw(axis, group, x, mean, band):
@@ -69,50 +41,54 @@ def draw(axis, group, x, mean, band):
     colour, dash = PALETTE[i % len(PALETTE)], ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
     marker = {"marker": f"$\\mathrm{{{group.letter}}}$", "ms": 7, "mew": 0.3}
     every = min(len(x), max(2, len(x) // 5)) or 1  # letters of lines that coincide stand apart
-    axis.plot(x, mean, dash, color=colour, label=label(group), lw=1.3, markevery=(i % every, every), **marker)
+    n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
+    label = f"{group.letter} {group.name}{n}".replace("$", r"\$")  # no mathematics of matplotlib's
+    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **marker)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if band is not None:
         axis.fill_between(x, mean - band, mean + band, color=colour, alpha=0.13, lw=0)
 
 
-def plot_curves(path, groups):
-    """Write the training curves of several groups of runs."""
-    with figure(path, 2, 3, (14, 8)) as (made, axes):
-        for axis, (key, (title, unit)) in zip(axes.flat, COMPARED.items()):
-            for group in groups:
-                draw(axis, group, *group.curve(key))
-            axis.set(title=title, ylabel=unit, xlabel="epoch")
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            if key == "kld":
-                axis.set_yscale("log")
-        copied = [group.curve("copy_last_psnr")[:2] for group in groups]
-        if all(np.array_equal(copied[0], other) for other in copied):  # else they were validated on other clips
-            axes[0, 0].plot(*copied[0], "--", color="#999999", lw=1.3, label="copy last frame")
-        axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
-        axes[1, 2].set_axis_off()
-        what = "Mean over seeds; bands: the sample standard deviation over seeds, where there are several"
-        made.suptitle(what, fontsize=10)
+def plot_curves(path, family):
+    """Write the training curves of groups of runs."""
+    made, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
+    axes = axes.flat
+    for axis, (key, (title, unit)) in zip(axes, COMPARED.items()):
+        for group in family:
+            draw(axis, group, *group.curve(key))
+        axis.set(title=title, ylabel=unit, xlabel="epoch")
+    axes[2].set_yscale("log")
+    copied = [group.curve("copy_last_psnr")[:2] for group in family]
+    if all(np.array_equal(copied[0], other) for other in copied):  # else they were validated on other clips
+        axes[0].plot(*copied[0], "--", color="#999999", lw=1.3, label="copy last frame")
+    axes[5].legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left")
+    axes[5].set_axis_off()
+    made.suptitle("Mean over seeds; bands: the sample standard deviation over seeds", fontsize=10)
+    save(made, path)
 
 
-def plot_steps(path, families):
-    """Write the scores of every predicted step, a row of panels for each set of test clips."""
-    with figure(path, len(families), 3, (14, 4.4 * len(families))) as (_, axes):
-        for row, family in zip(axes, families):
-            first, copied = family[0].runs[0].n_past, family[0].runs[0].copy_last
-            for group in family:
-                for axis, (mean, band) in zip(row, group.steps(family[0]).values()):
-                    draw(axis, group, np.arange(first, first + len(mean)), mean, band)
-            for axis, metric in zip(row, ("psnr", "ssim")):
-                mean = copied[metric].mean(0)
-                axis.plot(np.arange(first, first + len(mean)), mean, "--", color="#999999", lw=1.3, label="copy last frame")
-            row[0].set(title="PSNR; bands: spread over seeds", ylabel="PSNR (dB)")
-            row[1].set(title="SSIM; bands: spread over seeds", ylabel="SSIM")
-            what = f"PSNR less that of {family[0].letter}; bands: 95 % over clips"
-            row[2].set(title=what, ylabel="difference (dB)")
-            for axis in row:
-                axis.set_xlabel("frame t")
-                axis.xaxis.get_major_locator().set_params(integer=True)
-            handles = row[0].get_legend_handles_labels()
-            row[2].legend(*handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+def plot_steps(path, family):
+    """Write the scores of every predicted step."""
+    made, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
+        copied = family[0].runs[0].copy_last[metric].mean(0)
+        x = np.arange(len(copied)) + family[0].runs[0].n_past
+        for group in family:
+            draw(axis, group, x, *group.steps(metric))
+        axis.plot(x, copied, "--", color="#999999", lw=1.3, label="copy last frame")
+        axis.set(title=f"{unit}; bands: spread over seeds", ylabel=unit, xlabel="frame t")
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(made, path)
+
+
+def save_clips(path, family, n_show):
+    """Write a family's predictions of some clips, evenly spread over the test clips, beside the truth."""
+    first, n = family[0], len(family[0].pictures)
+    rows = []
+    for k in np.linspace(0, n - 1, min(n_show, n)).round().astype(int):
+        predicted = {f"{group.letter} {group.name}": group.pictures[k]["sample 1"] for group in family}
+        rows.append(visualize.thin({"truth": first.pictures[k]["truth"], **predicted}))
+    visualize.save_video(path, rows, first.runs[0].n_past, scale=2 if len(family) < 8 else 1)
 
 
 class Markup(str):
@@ -126,32 +102,15 @@ def element(tag, *content, **attributes):
     return Markup(f"<{tag}{attributes}>" + ("" if tag == "img" else "".join(map(safe, content)) + f"</{tag}>"))
 
 
-def table(header, rows, class_=""):
-    """A table of a row of header cells and rows of elements."""
-    body = element("tbody", *(element("tr", *cells, class_=kind) for cells, kind in rows))
-    return element("div", element("table", element("thead", element("tr", *header)), body, class_=class_), class_="scroll")
-
-
-def text_table(header, rows):
+def table(header, rows):
     """A table of text. The highest value of a PSNR column is marked."""
     psnr = [c for c, name in enumerate(header) if name.endswith("PSNR (dB)")]
     highest = {c: max((row[c] for row in rows), key=lambda cell: float(cell.split()[0])) for c in psnr}
     kind = lambda c, cell: "highest" if highest.get(c) == cell else "noise" if "cannot" in cell else ""
     cells = lambda row: [element("td", cell, class_=kind(c, cell)) for c, cell in enumerate(row)]
-    return table([element("th", name) for name in header], [(cells(row), "" if row[0] else "baseline") for row in rows])
-
-
-def matrix(family):
-    """Every group's best PSNR less every other's, in dB."""
-
-    def cell(a, b):
-        difference, half, clear = runs.compare(a, b)
-        worth = "one seed" if half is None else f"± {half:.2f} dB, Welch's 95 % interval"
-        tip = f"{a.letter} - {b.letter}: {worth}"
-        return element("td", f"{difference:+.2f}", class_="clear" if clear else "noise", title=tip)
-
-    rows = [[element("th", f"{a.letter} {a.name}"), *(element("td") if a is b else cell(a, b) for b in family)] for a in family]
-    return table([element("th"), *(element("th", b.letter) for b in family)], [(row, "") for row in rows], "matrix")
+    head = element("thead", element("tr", *(element("th", name) for name in header)))
+    body = element("tbody", *(element("tr", *cells(row), class_="" if row[0] else "baseline") for row in rows))
+    return element("div", element("table", head, body), class_="scroll")
 
 
 def picture(path, alt, class_=""):
@@ -160,33 +119,29 @@ def picture(path, alt, class_=""):
     return element("figure", element("img", src=f"data:image/{path.suffix[1:]};base64,{data}", alt=alt, class_=class_))
 
 
-def page(n_samples, groups, families, curves, steps, clips):
-    """report.html as text; curves, steps and clips are the pictures' paths, of each kind of model, of all, of each family."""
-    all_runs = [run for group in groups for run in group.runs]
-    title = f"{len(groups)} settings compared"
-    said = f"{len(all_runs)} runs; every clip predicted {n_samples} time{'s' * (n_samples > 1)}."
-    parts = [element("h1", title), element("p", said)]
-    for family in families:
-        parts += [element("h2", f"Scores on {family[0].runs[0].clips}"), text_table(*runs.score_table(family))]
-        parts += [element("p", runs.summary(family)), element("p", SCORES + APART * (len(families) > 1))]
-        if len(family) > 2:
-            n_pairs = len(family) * (len(family) - 1) // 2
-            parts += [element("h2", "Every pair"), matrix(family), element("p", PAIRS.format(n_pairs))]
-    for kind in runs.by_model(groups):
-        if len(kind) > 1:
-            parts += [element("h2", "Settings that differ"), text_table(*runs.settings_table(kind))]
-    parts += [element("h2", "Training")]
-    parts += [picture(path, "PSNR, MSE, KL, KL weight and teacher forcing by epoch") for path in curves]
+def section(family, curves, steps, clips):
+    """What the page says of groups that can be compared, and their pictures."""
+    parts = [element("h2", f"Scores on {family[0].runs[0].clips}"), table(*runs.score_table(family))]
+    parts += [element("p", runs.summary(family)), element("p", SCORES)]
+    if len(family) > 1:
+        parts += [element("h2", "Settings that differ"), table(*runs.settings_table(family))]
+    parts += [element("h2", "Training"), picture(curves, "PSNR, MSE, KL, KL weight and teacher forcing by epoch")]
     parts += [element("h2", "Every step"), picture(steps, "PSNR and SSIM by step")]
-    for path, family in zip(clips, families):
-        parts += [element("h2", "The same clips"), element("p", CLIPS.format(family[0].runs[0].clips))]
-        parts += [picture(path, "predictions side by side", "clips")]
-    score = lambda run, which: f"{which} {run.mean(which, 'psnr'):.2f} dB"
-    lines = [f"{run.folder}: seed {run.seed}, {len(run.log)} epochs, {score(run, 'best')}, {score(run, 'final')}" for run in all_runs]
-    varied = runs.differing(groups)
-    common = [f"{name} = {value}" for name, value in groups[0].settings.items() if name not in varied]
-    for heading, text in (("Every run", lines), ("Settings that all runs share", common)):
-        parts += [element("details", element("summary", heading), element("pre", "\n".join(text)))]
+    parts += [element("h2", "The same clips"), element("p", CLIPS), picture(clips, "predictions side by side", "clips")]
+    varied = runs.differing(family)
+    common = [f"{name} = {value}" for name, value in family[0].settings.items() if name not in varied]
+    shared = element("details", element("summary", "Settings that all runs share"), element("pre", "\n".join(common)))
+    return [*parts, shared]
+
+
+def page(n_samples, families, pictures):
+    """report.html as text; `pictures` are the paths of each family's curves, steps and clips."""
+    groups = sum(families, [])
+    title, n_runs = f"{len(groups)} settings compared", sum(len(group.runs) for group in groups)
+    said = f"{n_runs} runs; every clip predicted {n_samples} time{'s' * (n_samples > 1)}."
+    if len(families) > 1:
+        said += " Scores of other clips or of another kind of model stand in a section of their own: do not compare them."
+    parts = [element("h1", title), element("p", said), *(x for f, p in zip(families, pictures) for x in section(f, *p))]
     head = Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">')
     head = element("head", head, element("title", title), element("style", Markup(STYLE)))
     return "<!doctype html>\n" + element("html", head, "\n", element("body", Markup("\n".join(parts))), lang="en") + "\n"

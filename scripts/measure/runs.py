@@ -1,4 +1,4 @@
-"""Runs to compare: their settings, logs and scores; groups of seeds; which groups can be compared, and what a difference is worth."""
+"""Runs to compare: their settings, logs and scores; groups of seeds, families of groups, and what a difference is worth."""
 
 import csv
 import itertools
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import metrics
 from dataset import open_for
@@ -20,9 +19,7 @@ from training.checkpoint import load_model
 from utils import UserError, autocast
 
 # The seed, and settings that do not change what a run learns.
-INDIFFERENT = set(
-    "seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split()
-)
+INDIFFERENT = "seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split()
 CHECKPOINTS = {"best": "best.pt", "final": "last.pt"}
 
 
@@ -51,9 +48,7 @@ class Run:
             if [type(x) for x in (self.seed, self.niter, model["name"])] != [int, int, str]:
                 raise TypeError
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{folder}: not a run directory (no args.json); give folders that a train command wrote"
-            ) from None
+            raise UserError(f"{folder}: not a run directory (no args.json); give folders that a train command wrote") from None
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error):
             raise UserError(f"{folder}: args.json or log.csv is damaged; leave this run out") from None
         self.settings = {k: v for k, v in (args | model).items() if k not in INDIFFERENT}
@@ -98,18 +93,10 @@ class Group:
         values = np.array([[log[epoch] for epoch in epochs] for log in logs])
         return epochs, values.mean(0), spread(values)
 
-    def steps(self, reference):
-        """{panel: mean (T,) and band} of every step: "psnr", "ssim", and the PSNR less the reference group's, clip by clip."""
-        steps = lambda group, metric: np.stack([run.scores["best"][metric] for run in group.runs])  # (runs, N, T)
-        found = {m: (steps(self, m).mean((0, 1)), spread(steps(self, m).mean(1))) for m in ("psnr", "ssim")}
-        paired = torch.from_numpy(steps(self, "psnr").mean(0) - steps(reference, "psnr").mean(0))
-        found["difference"] = [np.array(x, float) for x in zip(*(metrics.interval(step).values() for step in paired.T))]
-        return found
-
-    def epochs(self):
-        """How far the runs have come."""
-        done = {f"{len(run.log)}" + f" of {run.niter}" * (len(run.log) < run.niter) for run in self.runs}
-        return ", ".join(sorted(done))
+    def steps(self, metric):
+        """Mean and spread over the runs of best.pt's metric at every step."""
+        values = np.stack([run.scores["best"][metric].mean(0) for run in self.runs])
+        return values.mean(0), spread(values)
 
 
 def common_name(names):
@@ -128,31 +115,21 @@ def group_runs(runs):
     return [Group(letter, [seeds[s] for s in sorted(seeds)]) for letter, seeds in zip(letters, found.values())]
 
 
-def same_clips(a, b):
-    """Whether two groups were scored on the same frames of the same clips."""
+def comparable(a, b):
+    """Whether two groups hold the same kind of model and were scored on the same frames of the same clips."""
     truths = zip(*([picture["truth"] for picture in group.pictures] for group in (a, b)))
     same = len(a.pictures) == len(b.pictures) and a.runs[0].n_past == b.runs[0].n_past
-    return same and all(np.array_equal(x, y) for x, y in truths)
+    return same and a.settings["name"] == b.settings["name"] and all(np.array_equal(x, y) for x, y in truths)
 
 
 def families(groups):
-    """Lists of the groups that were scored on the same clips; only within one are scores comparable."""
+    """Lists of the groups that can be compared."""
     found = []
     for group in groups:
-        family = next((family for family in found if same_clips(family[0], group)), None)
-        if family is None:
-            found.append([group])
-        else:
-            family.append(group)
+        family = next((family for family in found if comparable(family[0], group)), [])
+        found += [family] * (not family)
+        family.append(group)
     return found
-
-
-def by_model(groups):
-    """Lists of the groups with the same kind of model, whose settings and curves can be laid beside each other."""
-    found = {}
-    for group in groups:
-        found.setdefault(group.settings["name"], []).append(group)
-    return list(found.values())
 
 
 def differing(groups):
@@ -171,41 +148,32 @@ def show(values, digits):
     return f"{values.mean():.{digits}f}" + (f" ± {spread(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def compare(a, b):
-    """best.pt's PSNR of group a less that of b: the difference in dB, its half-interval or None, and whether it is clear."""
-    difference, low, high = metrics.welch(a.values("best", "psnr"), b.values("best", "psnr"))
-    return difference, None if low is None else (high - low) / 2, low is not None and (low > 0 or high < 0)
-
-
 def verdict(group, reference):
-    """What the table says of a difference."""
-    if group is reference:
-        return "the reference"
-    difference, half, clear = compare(group, reference)
-    text = f"{difference:+.2f}" + (f" ± {half:.2f}" if half is not None else "")
-    if clear:
-        return text
-    return f"{text}, {'cannot be told from noise' if half is not None else 'one seed: cannot be told'}"
+    """best.pt's PSNR less the reference's, in dB with Welch's 95 % interval, and whether that can be told from noise."""
+    difference, low, high = metrics.welch(group.values("best", "psnr"), reference.values("best", "psnr"))
+    if low is None:
+        return f"{difference:+.2f}, one seed: cannot be told"
+    return f"{difference:+.2f} ± {(high - low) / 2:.2f}" + ", cannot be told from noise" * (low <= 0 <= high)
 
 
 def summary(family):
     """Which group is highest, and from which it cannot be told."""
     best = max(family, key=lambda group: group.values("best", "psnr").mean())
     text = f"Highest: {best.letter} {best.name}, {show(best.values('best', 'psnr'), 2)} dB."
-    noise = [group.letter for group in family if group is not best and not compare(best, group)[2]]
+    noise = [group.letter for group in family if group is not best and "cannot" in verdict(best, group)]
     return text + (f" These cannot be told from it: {', '.join(noise)}." if noise else "")
 
 
 def score_table(family):
     """Header and rows of a family's scores, as text; the last row is the copy-last baseline."""
-    header = ["", "run", "seeds", "epochs"]
-    header += [f"{which} {unit}" for which in CHECKPOINTS for unit in ("PSNR (dB)", "SSIM")]
-    header += [f"best PSNR against {family[0].letter} (dB)"]
+    scores = [f"{which} {unit}" for which in CHECKPOINTS for unit in ("PSNR (dB)", "SSIM")]
+    header = ["", "run", "seeds", "epochs", *scores, f"best PSNR against {family[0].letter} (dB)"]
     rows = []
     for group in family:
-        row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), group.epochs()]
+        done = {f"{len(run.log)}" + f" of {run.niter}" * (len(run.log) < run.niter) for run in group.runs}
+        row = [group.letter, group.name, ", ".join(str(run.seed) for run in group.runs), ", ".join(sorted(done))]
         row += [show(group.values(w, m), d) for w in CHECKPOINTS for m, d in (("psnr", 2), ("ssim", 4))]
-        rows.append([*row, verdict(group, family[0])])
+        rows.append([*row, "the reference" if group is family[0] else verdict(group, family[0])])
     copied = family[0].runs[0].copy_last
     scores = [f"{copied['psnr'].mean():.2f}", f"{copied['ssim'].mean():.4f}"]
     return header, [*rows, ["", "copy last frame", "", "", *scores, *scores, ""]]

@@ -1,8 +1,6 @@
-"""Time, memory and profile of functions that are compared, and the table of the results."""
+"""Time and memory of functions that are compared, and the table of the results."""
 
 import contextlib
-import ctypes
-import itertools
 import multiprocessing
 import platform
 import statistics
@@ -14,8 +12,6 @@ import torch.nn.functional as F
 
 import utils
 from models import fastconv
-
-# Two tricks that are switched off to see what they gain.
 
 
 @contextlib.contextmanager
@@ -31,25 +27,9 @@ def plain_upsampling(active):
         fastconv.upsampling_kernel, fastconv.upsample_conv = fast
 
 
-@contextlib.contextmanager
-def kept_memory(active):
-    """Keep freed memory as training on the CPU does, while active; else glibc's own way, once its threshold has settled."""
-    if active:
-        utils.tune(torch.device("cpu"))
-    try:
-        yield
-    finally:
-        if active:
-            libc = ctypes.CDLL(None)
-            libc.mallopt(utils.M_MMAP_MAX, 65536)
-            libc.mallopt(utils.M_MMAP_THRESHOLD, 32 << 20)
-            libc.mallopt(utils.M_TRIM_THRESHOLD, 64 << 20)
-            libc.malloc_trim(0)
-
-
 def timed(function, device):
     """Seconds of one call, the device's queue included."""
-    wait = lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     began = time.perf_counter()
     function()
@@ -57,21 +37,15 @@ def timed(function, device):
     return time.perf_counter() - began
 
 
-def interleaved(variants, device, repeats, keep=()):
-    """Median seconds of each function of {name: function}, in turns, so that a drift of the machine meets all alike.
-
-    Those in `keep` run with freed memory kept, once more beforehand, since the others must not find it.
-    """
+def interleaved(variants, device, repeats):
+    """Median seconds of each function of {name: function}, in turns, so that a drift of the machine meets all alike."""
     seconds = {name: [] for name in variants}
     for function in variants.values():  # warm-up; CUDA graphs are recorded in the second call
         for _ in range(1 if device.type == "cpu" else 3):
             function()
     for _ in range(repeats):
         for name, function in variants.items():
-            with kept_memory(name in keep):
-                if name in keep:
-                    function()
-                seconds[name].append(timed(function, device))
+            seconds[name].append(timed(function, device))
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
@@ -85,21 +59,6 @@ def matmul_rate(device, dtype):
     return 2 * n**3 / seconds / 1e12
 
 
-def profile(title, step, device, most=8):
-    """What limits a step: its most expensive operations (of a GPU: kernels) and their share of the time, as Markdown lines."""
-    with torch.profiler.profile() as found:
-        step()
-    time_of = lambda event: event.self_cpu_time_total
-    events = found.key_averages()
-    if device.type == "cuda":  # operations have their kernels' time too
-        time_of = lambda event: event.self_device_time_total
-        events = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
-    events = sorted(events, key=time_of, reverse=True)
-    busy = sum(map(time_of, events))
-    lines = [f"- {time_of(e) / busy:.0%} {e.key[:80]} ({e.count} calls)" for e in events[:most]]
-    return ["", f"{title}, {busy / 1000:.0f} ms of work in operations", *lines]
-
-
 def peak_memory(device, make, *args):
     """Peak memory in GiB of make(*args)(): of the device, or of a fresh process beyond what its imports take."""
     if device.type == "cuda":
@@ -111,8 +70,7 @@ def peak_memory(device, make, *args):
         return pool.apply(_memory_of, (make, *args))
 
 
-def _memory_of(make, *args):
-    # Not ru_maxrss, which a process inherits from the one that started it.
+def _memory_of(make, *args):  # not ru_maxrss, which a process inherits from the one that started it
     peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
     torch.randn(64, 64) @ torch.randn(64, 64)
     before = peak()
@@ -120,14 +78,14 @@ def _memory_of(make, *args):
     return peak() - before
 
 
-def report(args, name, note, rows, more=()):
+def report(args, name, note, rows):
     """Print the rows as a Markdown table and write them beside as NAME.md and NAME.json."""
     machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name()
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     show = lambda v: v if isinstance(v, str) else f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}"
     lines = [f"{machine}; {note}", "", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     lines += [f"| {' | '.join(map(show, row.values()))} |" for row in rows]
-    text = "\n".join(itertools.chain(lines, *more))
+    text = "\n".join(lines)
     print(text)
     with utils.writing(args.out / f"{name}.md") as temporary:
         temporary.write_text(text + "\n")

@@ -5,9 +5,9 @@
     python -m scripts.recipes all [--small] [flags for every recipe]
 
 A run is RUNS/RECIPE[-small]-seedN. One that was interrupted is resumed, and a finished one left alone, so the same command
-goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, JOBS at a time on one
-thread each, and three seeds of the comparisons that matter most. The recipes of document 003 want recordings with pose drawings:
-POSE_ROOT=data/dancer, say; without it `all` leaves them out.
+goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, `parity` those that
+compare each default with the classic choice, JOBS at a time on one thread each, and a report over them. Document 003's want
+recordings with pose drawings: POSE_ROOT=data/dancer, say; without it `all` leaves them out.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import options
-from scripts.recipes.table import POSE, RECIPES
+from scripts.recipes.table import GROUPS, POSE, RECIPES
 from training.checkpoint import load_checkpoint
 from utils import UserError, make_folder, run_command
 
@@ -65,8 +65,7 @@ def command(args, name, seed, flags):
 
 def train(args, name, seed, flags, **kwargs):
     """Run a recipe; returns the exit status."""
-    words = command(args, name, seed, flags)
-    if words:
+    if words := command(args, name, seed, flags):
         return subprocess.run(words, **kwargs).returncode
     print(f"{folder(args, name, seed)}: finished before", file=kwargs.get("stdout"), flush=True)
     return 0
@@ -91,12 +90,12 @@ def train_many(args, names, flags):
     """Run recipes side by side, and report on them; returns the exit status."""
     jobs = [(name, seed) for seed in (1, 2, 3) for name in names if seed <= RECIPES[name].seeds]
     jobs = [(name, seed) for name, seed in jobs if args.pose_root or RECIPES[name].command != POSE]
-    data = lambda name: ["--data_root", args.pose_root] if RECIPES[name].command == POSE else []
+    more = lambda name: [*flags, *(["--data_root", args.pose_root] if RECIPES[name].command == POSE else [])]
     make_folder(args.runs / "log")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ThreadPoolExecutor(args.jobs) as pool:
         try:
-            statuses = list(pool.map(lambda job: train_logged(args, *job, [*flags, *data(job[0])]), jobs))
+            statuses = list(pool.map(lambda job: train_logged(args, *job, more(job[0])), jobs))
         except KeyboardInterrupt:  # which the trainings have received too
             pool.shutdown(cancel_futures=True)
             raise
@@ -116,7 +115,7 @@ def print_table():
 def get_parser():
     parser = options.Parser(__doc__, argparse.RawDescriptionHelpFormatter, prog="recipes", usage="%(prog)s RECIPE [flags]")
     add, environ = parser.add_argument, os.environ.get
-    add("recipe", choices=["list", "all", "extensions", *RECIPES], metavar="RECIPE", help="a name, or list, all, extensions")
+    add("recipe", choices=["list", *GROUPS, *RECIPES], metavar="RECIPE", help="a name, list, all, extensions or parity")
     add("--small", action="store_true", help="width 8 (of pose: an eighth), batches of 4 at most, 20 epochs of 12 steps")
     add("--niter", "--num_epoch", type=options.count, help="epochs, over which the schedules keep their shape")
     add("--seed", type=options.natural, help="of one recipe (1)")
@@ -136,8 +135,7 @@ def main():
         return train(args, args.recipe, 1 if args.seed is None else args.seed, flags)
     if args.log_dir or args.seed is not None:
         parser.error(f"{'--log_dir' if args.log_dir else '--seed'}: of one recipe; {args.recipe} makes many runs")
-    extensions = args.recipe == "extensions"
-    return train_many(args, [name for name in RECIPES if name.startswith("extension") == extensions], flags)
+    return train_many(args, [name for name in RECIPES if name.startswith(GROUPS[args.recipe])], flags)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""scripts/export_checkpoint.py and the weights in pretrained/."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_export(trained, tiny_data, tmp_path):
+    source, target = trained["learned"] / "best.pt", tmp_path / "small.pt"
+    result = run("-m", "scripts.export_checkpoint", source, target, "--data_root", "somewhere")
+    assert result.returncode == 0, result.stderr
+    old, new = (torch.load(path, weights_only=True) for path in (source, target))
+    assert new["args"]["data_root"] == "somewhere" and new.keys() == {"model", "args", "state_dict"}
+    for name, x in old["state_dict"].items():
+        torch.testing.assert_close(new["state_dict"][name].to(x), x, rtol=1e-3, atol=1e-6)
+        assert new["state_dict"][name].dtype == (torch.float16 if x.dim() > 1 else x.dtype)
+    result = run("-m", "scripts.export_checkpoint", source, trained["learned"] / "last.pt")
+    assert result.returncode == 2 and "choose another" in result.stderr, "it would take --resume from the run"
+    psnr = []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/samples.gif").write_bytes(b"of an earlier run")
+    for path in (source, target):
+        flags = ["--data_root", tiny_data, "--n_samples", 1, "--n_show", 0, "--precision", "fp32"]
+        assert run("generate.py", "--model_path", path, "--log_dir", tmp_path / "out", *flags).returncode == 0
+        psnr.append(json.load(open(tmp_path / "out/metrics.json"))["sample"]["psnr"]["mean"])
+    assert psnr[0] == pytest.approx(psnr[1], abs=0.05)
+    assert not (tmp_path / "out/samples.gif").exists()
+
+
+def test_the_weights_in_the_box(tmp_path):
+    """`python generate.py` predicts the bundled test clips, 3 dB above repeating the last frame."""
+    assert (ROOT / "pretrained/svg_lp.pt").stat().st_size <= 8 * 2**20
+    result = run("generate.py", "--n_samples", 1, "--n_show", 1, "--log_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.load(open(tmp_path / "metrics.json"))
+    assert found["protocol"]["clips"] == 24
+    assert found["sample"]["psnr"]["mean"] > found["copy_last"]["psnr"]["mean"] + 3
