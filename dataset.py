@@ -236,7 +236,7 @@ def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cu
     if smmnist.is_moving_mnist(root) and trained.get("n_eval"):
         usual = trained["n_eval"] - model.n_past
     data = open_split(root, split, model.n_past + (n_future or usual), cond, n_clips, cuts=cuts, **digits_of(trained))
-    for name, found in {"cond_dim": data.cond_dim, "channels": getattr(data, "channels", 3)}.items():
+    for name, found in {"cond_dim": data.cond_dim, "channels": data.channels}.items():
         wanted = model.config.get(name, 3)
         if found != wanted:
             what = f"--cond {cond} has {found} numbers a frame there" if name == "cond_dim" else f"frames have {found} channels"

@@ -29,7 +29,7 @@ def get_parser():
     )
     parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
     parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
-    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
+    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
     parser.add_argument("--n_samples", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
     parser.add_argument(

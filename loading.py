@@ -87,7 +87,8 @@ def ignore_signals(_):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":  # a worker whose parent was killed while its pipe was full would wait for ever
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != multiprocessing.parent_process().pid:  # it was killed before that
+        parent = multiprocessing.parent_process().pid
+        if multiprocessing.get_start_method() == "fork" and os.getppid() != parent:  # it was killed before that
             os._exit(1)
 
 

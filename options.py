@@ -261,9 +261,10 @@ def resumed(parser, argv, args):
     check_values(parser, f"{args.resume}/last.pt", run)
     fields = [field.name for model in (SVG, PoseCVAE) for field in model_fields(model)]
     for name in [*KEPT, *fields]:
-        if name in given and given[name] != run.get(name):
+        found = run.get(name, parser.get_default(name))
+        if name in given and given[name] != found:
             raise UserError(
-                f"--{name} {given[name]}: the run {args.resume} has {run.get(name)}; leave the flag out, or start a new run"
+                f"--{name} {given[name]}: the run {args.resume} has {found}; leave the flag out, or start a new run"
             )
     return argparse.Namespace(**vars(args) | run | given | {"resumed": run})
 
@@ -272,7 +273,8 @@ def check_values(parser, path, run):
     """Refuse a run's settings that are none: each, written as on the command line and parsed again, must be the same."""
     for action in parser._actions:
         name, value = action.dest, run.get(action.dest, action.default)
-        if name in ("help", "resume", "log_dir") or action.default == argparse.SUPPRESS:
+        other_name = action.nargs == 0 and action.const not in (None, True)  # --cuda, --kl_anneal_cyclical
+        if name in ("help", "resume", "log_dir") or other_name:
             continue
         try:
             if action.nargs == 0 or value is None:  # a switch; what has no default may be missing

@@ -19,7 +19,7 @@ class PoseDataset(Dataset):
     that starts in the item's part of the recording.
     """
 
-    cond_dim = 3
+    cond_dim = channels = 3
 
     def __init__(self, root, split, n_frames, cuts=None, n_clips=0, max_stride=1):
         self.root, self.split, self.n_frames, self.max_stride = Path(root), split, n_frames, max_stride

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import MNIST
 from torchvision.transforms.functional import resize
 
-from utils import UserError
+from utils import UserError, locked
 
 SIZE, DIGIT, FASTEST = 64, 32, 4  # pixels of a frame, of a digit, and of its way from frame to frame
 LAST = SIZE - DIGIT  # the greatest coordinate of a digit's corner
@@ -38,15 +38,22 @@ class MovingMNIST(Dataset):
         self.num_digits, self.deterministic = num_digits, deterministic
         if split not in SPLITS:
             raise UserError(f"--split {split}: Moving MNIST has {', '.join(SPLITS)}")
-        missing = not (self.root / "MNIST" / "raw").is_dir()
         try:
-            self.digits = MNIST(root, train=split != "test", download=missing).data[SPLITS[split]]
-        except (RuntimeError, OSError, ValueError) as error:
-            what = "cannot be downloaded" if missing else "cannot be read"
-            raise UserError(
-                f"{root}/MNIST/raw: MNIST {what} ({str(error).splitlines()[0]}); put its four idx files there"
-            ) from None
+            self.digits = self.read(download=False)
+        except (RuntimeError, OSError, ValueError, AssertionError):  # missing, or a download that broke off
+            try:
+                with locked(root, seconds=3600):
+                    self.digits = self.read(download=True)
+            except (RuntimeError, OSError, ValueError, AssertionError) as error:
+                raise UserError(
+                    f"{root}/MNIST/raw: MNIST is not complete there and cannot be downloaded ({str(error).splitlines()[0]});"
+                    " put its four idx files there"
+                ) from None
         self.n_clips = n_clips or CLIPS[split]
+
+    def read(self, download):
+        """The split's digits (N, 28, 28) uint8."""
+        return MNIST(self.root, train=self.split != "test", download=download).data[SPLITS[self.split]]
 
     def __len__(self):
         return self.n_clips

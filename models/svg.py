@@ -15,7 +15,7 @@ Inside this file tensors are time-major, (T, B, ...): folding time into the batc
 """
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -23,13 +23,15 @@ import torch.nn as nn
 
 from models import dcgan64, vgg64
 from models.align import Aligner, warp
-from models.common import evaluating, init_weights, option
+from models.common import check_config, evaluating, init_weights, option
 from models.cond_conv import modulate
 from models.fastconv import add_rows, prepared, summed_once
 from models.gaussian import Gaussian, draw_noise
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
 
+# A backbone is a module with Encoder(g_dim, width, norm, channels), x, c, rows -> h, their skips (fine to coarse), pooled maps;
+# and Decoder(g_dim, width, norm, channels) with skip_terms(skips) and g, add, c -> frames (models/vgg64.py).
 BACKBONES = {"vgg": vgg64, "dcgan": dcgan64}
 
 
@@ -38,9 +40,9 @@ class Config:
     """What makes an SVG: the size of the condition, the prior (fixed or learned), and the options."""
 
     cond_dim: int
-    prior: str = "learned"
+    prior: str = field(default="learned", metadata={"choices": ("fixed", "learned")})
     n_past: int = option(2, "frames given")
-    backbone: str = option("vgg", "encoder and decoder: SVG's vgg64, or its smaller dcgan64", choices=("vgg", "dcgan"))
+    backbone: str = option("vgg", "encoder and decoder: SVG's vgg64, or its smaller dcgan64", choices=tuple(BACKBONES))
     channels: int = option(3, "channels of a frame: 3, or 1 for grey", choices=(1, 3))
     width: int = option(64, "channels at 64x64; 64 is the paper's, 16 suits a laptop")
     g_dim: int = option(128, "size of the encoder's and the predictor's vectors")
@@ -98,6 +100,7 @@ class SVG(nn.Module):
     def __init__(self, cond_dim, prior="learned", **options):
         super().__init__()
         o = Config(cond_dim, prior, **options)
+        check_config(o)
         self.config = {"name": "svg", **asdict(o)}  # what rebuilds this model from a checkpoint
         self.n_past, self.z_dim = o.n_past, o.z_dim
         self.last_frame_skip, self.skip_frame = o.last_frame_skip, o.skip_frame

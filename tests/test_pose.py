@@ -24,6 +24,7 @@ from metrics import evaluate
 from models import PoseCVAE, build, pose_cvae
 from recordings import PoseDataset
 from scripts.data.make_dancer import write_split
+from training import schedules
 from training.schedules import learning_rate
 from utils import UserError
 
@@ -252,8 +253,6 @@ DOCUMENT = """
 
 @pytest.mark.parametrize("line", DOCUMENT)
 def test_the_documents_commands_mean_here_what_they_mean_there(line):
-    from trainer import kl_weight, teacher_forcing_ratio
-
     args = options.parse_training(options.pose_parser(""), line.split())
     words = line.replace("=", " = ").split()
     value = lambda flag, default: type(default)(words[words.index(flag) + 1]) if flag in words else default
@@ -263,12 +262,13 @@ def test_the_documents_commands_mean_here_what_they_mean_there(line):
     assert (args.train_vi_len, args.n_eval, args.lr, args.grad_clip, args.fast_partial) == (16, 630, 1e-3, 1.0, 0.4)
     assert (args.test, args.ckpt) == ("--test" in words, "checkpoints/max_psnr/epoch=99.ckpt" if args.test else None)
 
-    tfr = [teacher_forcing_ratio(args, epoch) for epoch in range(args.niter)]
+    scheduled = [schedules.of_step(args, epoch, 0, 10) for epoch in range(args.niter)]
+    tfr = [s.tfr for s in scheduled]
     if value("--tfr", 0):  # full until epoch 5, then falling to 0 at the end
         assert tfr[:6] == [1] * 6 and tfr[6] < 1 and tfr[-1] == 0
     else:
         assert set(tfr) == {0}
-    weights = [args.beta * kl_weight(args, epoch, 0, 10) for epoch in range(args.niter)]
+    weights = [args.beta * s.kl_weight for s in scheduled]
     kind = value("--kl_anneal_type", "NoKL_Annealing")
     if kind == "NoKL_Annealing":
         assert set(weights) == {1}

@@ -117,7 +117,7 @@ def test_two_processes_never_train_in_one_folder(tiny_data, tmp_path):
     flags = ["--data_root", tiny_data, "--log_dir", tmp_path / "run", "--niter", 1, *SMALL]
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run"):
-        assert_refused(run(COMMAND, *flags), tmp_path / "run", "another process", "--log_dir")
+        assert_refused(run(COMMAND, *flags), tmp_path / "run", "another process", "choose another folder")
         assert not list((tmp_path / "run").iterdir())
     assert run(COMMAND, *flags).returncode == 0
 
@@ -131,7 +131,7 @@ def test_niter_may_grow(one_epoch, undisturbed, tmp_path):
     result = run(COMMAND, "--resume", tmp_path / "run", "--niter", 2, "--tfr_start_decay_epoch", 0, "--n_eval", 3)
     assert result.returncode == 0, result.stderr
     assert "--niter 1 -> 2" in result.stderr, "its schedules are others"
-    assert "4 -> 3 frames: best.pt begins anew" in result.stderr
+    assert "4 -> 3 frames): best.pt begins anew" in result.stderr
     assert json.loads((tmp_path / "run/args.json").read_text())["args"]["n_eval"] == 3, "a flag the run did without"
     rows = list(csv.DictReader(open(tmp_path / "run/log.csv")))
     assert [row["epoch"] for row in rows] == ["1", "2"]

@@ -120,7 +120,9 @@ def test_odd_checkpoints_are_refused_in_one_line(one_epoch, tmp_path, fault):
 
 
 def test_a_compressed_checkpoint_is_not_unpacked(one_epoch, tmp_path):
-    with zipfile.ZipFile(one_epoch / "best.pt") as source:
+    shutil.copy(one_epoch / "best.pt", tmp_path / "large.pt")
+    edit(tmp_path / "large.pt", lambda c: c.update(zeros=torch.zeros(2**22)))
+    with zipfile.ZipFile(tmp_path / "large.pt") as source:
         with zipfile.ZipFile(tmp_path / "best.pt", "w", zipfile.ZIP_DEFLATED) as target:
             for entry in source.infolist():
                 target.writestr(entry.filename, source.read(entry))
@@ -138,6 +140,15 @@ def test_flags(one_epoch, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     refused(call(COMMAND, "--data_root", tiny_data, "--log_dir", tmp_path / "run", *SMALL), "WORLD_SIZE", "RANK", "torchrun")
+
+
+def test_a_run_from_before_an_option_is_resumed(one_epoch, tmp_path):
+    """The option has its default there, and given on the command line too."""
+    shutil.copytree(one_epoch, tmp_path / "run")
+    for name in ("backbone", "channels", "num_digits", "deterministic"):
+        edit(tmp_path / "run/last.pt", lambda c: (c["model"].pop(name, None), c["args"].pop(name)))
+    assert call(COMMAND, "--resume", tmp_path / "run", "--niter", 2, "--backbone", "vgg")[0] == 0
+    refused(call(COMMAND, "--resume", tmp_path / "run", "--backbone", "dcgan"), "--backbone dcgan", "has vgg")
 
 
 def test_other_data_begin_best_anew(one_epoch, tiny_data, tmp_path):
@@ -251,7 +262,7 @@ def test_packed_frames_are_loaded_chunk_by_chunk(tiny_data, tmp_path):
     assert np.array_equal(data.load(n_rows, step=7).numpy(), frames) and len(np.unique(frames.reshape(n_rows, -1), axis=0)) > 7
 
 
-@pytest.mark.parametrize("name", ["svg.py", "trainer.py", "schedules.py", "dataset.py", "loading.py", "metrics.py", "options.py"])
+@pytest.mark.parametrize("name", ["svg.py", "trainer.py", "schedules.py", "dataset.py", "smmnist.py", "loading.py", "metrics.py", "options.py"])
 def test_the_code_hash_is_that_of_the_code(monkeypatch, name):
     before, read = runlog.code_hash(), Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == name))

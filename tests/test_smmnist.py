@@ -92,7 +92,7 @@ def test_missing_mnist_is_one_line(tmp_path, monkeypatch):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setattr(smmnist.MNIST, "download", offline)
-    with pytest.raises(UserError, match="mnist/MNIST/raw: MNIST cannot be downloaded .*put its four idx files there"):
+    with pytest.raises(UserError, match="mnist/MNIST/raw: MNIST is not complete there and cannot be downloaded .*put its four idx files there"):
         smmnist.MovingMNIST(tmp_path / "mnist", "train", 2)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import pickle
 import warnings
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models import build
+from models import MODELS, build
 from training import distributed, schedules
 from utils import UserError, writing
 
@@ -54,7 +55,7 @@ def load_checkpoint(path, *parts):
 
 
 def check_archive(path):
-    """Refuse a file that is not the whole, uncompressed archive that torch.save writes."""
+    """Refuse a file that is not a whole archive such as torch.save writes, or that unpacks to far more than its size."""
     try:
         if not zipfile.is_zipfile(path):
             with open(path, "rb") as file:
@@ -63,8 +64,9 @@ def check_archive(path):
                 raise holds_objects(path)
             raise UserError(f"{path}: not a checkpoint, or a truncated one; use another copy")
         with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise UserError(f"{path}: compressed, which no checkpoint is, and may unpack to any size; use another copy")
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > 2 * path.stat().st_size + 2**20:
+                raise UserError(f"{path}: compressed, and {unpacked >> 20} MiB unpacked; no checkpoint is, use another copy")
             if archive.testzip():  # torch.load ignores the checksums
                 raise ValueError
     except UserError:
@@ -131,7 +133,8 @@ def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
         if distributed.size() > 1:
             state["bad_clips"] = []  # rank 0's alone were saved
         frames = old.n_eval or old.n_past + old.n_future
-        changed = [f"--data_root {old.data_root} -> {args.data_root}"] * (old.data_root != args.data_root)
+        data = lambda a: (Path(a.data_root).resolve(), getattr(a, "num_digits", 0), getattr(a, "deterministic", 0))
+        changed = [f"--data_root {old.data_root} -> {args.data_root}"] * (data(old) != data(args))
         changed += [f"clips of {frames} -> {val_set.n_frames} frames"] * (frames != val_set.n_frames)
         if changed:  # another scale
             state["best_psnr"] = -1.0
@@ -142,7 +145,10 @@ def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
 
 def refuse_changes(run, old, new):
     """A resumed run keeps its model: a difference is the user's error."""
-    for name in old.keys() | new.keys():
+    # An option that came after the run was trained has its default there.
+    config = MODELS[new["name"]].Config if old.get("name") == new["name"] else None
+    old = {f.name: f.default for f in dataclasses.fields(config)} | old if config else old
+    for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UserError(
                 f"--resume {run}: its model has {name} {old.get(name)}, not {new.get(name)}; resume with the same command and flags, or start a new run"

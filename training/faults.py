@@ -70,10 +70,10 @@ class BadClips:
 
 
 def end_together(error, save, run):
-    """Go on, or if a process met an error (or None) save and end all of them."""
+    """Go on, or if a process met a clip that ends the training, save and end all of them."""
     if distributed.all_reduce_max(int(error is not None)):
         save()
-        raise error or UserError(f"another process met an error, see its message; go on with --resume {run}")
+        raise error or UserError(f"another process met a faulty clip, see its message; go on with --resume {run}")
 
 
 def load_together(loader, device, skip, save, run):

@@ -19,7 +19,7 @@ class Objective(torch.nn.Module):
         """The scalar to minimise, mse + kl_weight * beta * kld; model.loss's terms and kl_weight * beta, without gradient."""
         losses = self.model.loss(frames, cond, teacher_forcing)
         weight = kl_weight * (self.calibrated(losses["mse"], frames) if self.beta == "auto" else self.beta)
-        loss = losses["mse"] + (weight * losses["kld"] if kl_weight else 0)  # 0 x inf would be NaN
+        loss = losses["mse"] + (weight * losses["kld"] if kl_weight and self.beta else 0)  # 0 x inf would be NaN
         found = {name: value.detach() for name, value in losses.items()}
         return loss, found | {"beta": weight if torch.is_tensor(weight) else torch.full_like(found["mse"], weight)}
 

@@ -93,14 +93,21 @@ def describe(row, niter):
     return text + f"  |  w*beta {row['beta']:.2g}  tfr {row['tfr']:.2f}  {row['frames_per_second']:.0f} frames/s"
 
 
-def open_tensorboard(run, first_epoch):
-    """A SummaryWriter beside the other files of a run; what was written of first_epoch and later is dropped."""
+def require_tensorboard(args):
+    """Refuse --tensorboard where it is missing, before anything is written."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        if args.tensorboard:
+            import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise UserError(
             "--tensorboard: TensorBoard is missing; pip install -r requirements-tensorboard.txt, or leave the flag out"
         ) from None
+
+
+def open_tensorboard(run, first_epoch):
+    """A SummaryWriter beside the other files of a run; what was written of first_epoch and later is dropped."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(run, purge_step=first_epoch)
 
 
@@ -130,6 +137,6 @@ def git_commit():
 
 def code_hash():
     """A name for the code that a training's numbers depend on: a run of edited code must not pass for a second seed."""
-    names = ["dataset.py", "loading.py", "recordings.py", "metrics.py", "options.py", "utils.py"]
+    names = ["dataset.py", "packed.py", "smmnist.py", "loading.py", "recordings.py", "metrics.py", "options.py", "utils.py"]
     files = [*sorted(ROOT.glob("models/*.py")), *sorted(ROOT.glob("training/*.py")), *(ROOT / name for name in names)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]

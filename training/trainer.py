@@ -37,6 +37,8 @@ def fit(make_model, train_set, val_set, args):
 
 def train(run, make_model, train_set, val_set, args, device, precision, stop):
     """`fit` between joining and leaving the other processes; whatever is in `run` is read and judged while its lock is held."""
+    check_batch(args, device, val_set)
+    runlog.require_tensorboard(args)
     with faults.held(run):
         trainer = Trainer(run, make_model, train_set, val_set, args, device, precision, stop)
         while trainer.state["epoch"] < args.niter:
@@ -56,7 +58,6 @@ class Trainer:
         self.run, self.args, self.device, self.precision, self.stop = run, args, device, precision, stop
         self.train_set, self.val_set = train_set, val_set
         check_fresh(run, args)
-        check_batch(args, device, val_set)
         self.model, self.eval_model = build_models(make_model, args, device)
         self.objective = distributed.wrap(Objective(self.model, args.beta), device)
         self.optimizer = make_optimizer(self.model, args, device)
@@ -165,7 +166,7 @@ class Trainer:
         self.save()
         self.log.write_history(state["history"], self.val_set.root.name)
         self.log.end_epoch(row)
-        return self.stop.agreed()
+        return self.stop.agreed() if epoch < args.niter else 0
 
     def validate(self, epoch):
         """Score the validation clips, and draw some: columns of log.csv, or nothing where a signal came."""
