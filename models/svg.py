@@ -76,20 +76,13 @@ class Frames(NamedTuple):
         return Frames(self.h[times], [f[times] for f in self.features])
 
 
-class State(NamedTuple):
-    """The LSTMs' states between two steps; None before the first."""
-
-    predictor: list | None = None
-    prior: list | None = None
-
-
 class Rollout(NamedTuple):
     """Where the recurrence stands: what the next K steps start from."""
 
-    state: State
+    state: tuple  # of the frame predictor's and the prior's LSTM; (None, None) before the first step
     terms: list  # the skip terms that they paste: K times four tensors (B, C, S, S)
     source: Frames | None  # their source frames, encoded
-    frame: torch.Tensor | None = None  # or the source frame itself (1, B, 3, 64, 64), not encoded yet
+    frame: torch.Tensor | None = None  # or the source frame itself (1, B, C, 64, 64), not encoded yet
 
 
 class SVG(nn.Module):
@@ -160,10 +153,10 @@ class SVG(nn.Module):
         """
         p, prior_state = Gaussian.standard(eps), None
         if self.prior is not None:
-            p, prior_state = self.prior(source.h, state.prior)
-        z = (q or p).sample(eps)
-        g, predictor_state = self.frame_predictor(torch.cat([c, source.h, z], -1), state.predictor)
-        return g, p, State(predictor_state, prior_state)
+            p, prior_state = self.prior(source.h, state[1])
+        z = (p if q is None else q).sample(eps)
+        g, predictor_state = self.frame_predictor(torch.cat([c, source.h, z], -1), state[0])
+        return g, p, (predictor_state, prior_state)
 
     def decode(self, g, c, terms, source, q, eps):
         """x^_i = decoder(g_i, skip), and the finer levels' z ~ q or, where there is no q, ~ p.
@@ -224,7 +217,7 @@ class SVG(nn.Module):
             true, terms = self.encode(x, c, range(max(pasted) + 1))
             q = self.posteriors(true.at(slice(1, None)))
             eps = [torch.randn_like(q_l.mu) for q_l in q]
-            now = Rollout(State(), [terms[j] for j in pasted], true.at(slice(n_known)))
+            now = Rollout((None, None), [terms[j] for j in pasted], true.at(slice(n_known)))
             predicted, p = [], []
             for at in [slice(n_known), *(slice(i, i + 1) for i in range(n_known, n_steps))]:
                 x_hat, p_at, now = self.advance(now, c[at], [q_l.at(at) for q_l in q], [e[at] for e in eps])
@@ -254,7 +247,7 @@ class SVG(nn.Module):
                 self.is_predicting = False
 
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
-        """Sample futures: past (B, n_past, 3, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, 3, 64, 64).
+        """Sample futures: past (B, n_past, C, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, C, 64, 64).
 
         z_i ~ p, the source frame is predicted. generator: None, a torch.Generator, or a list of B CPU generators (see
         `draw_noise`).
@@ -265,7 +258,7 @@ class SVG(nn.Module):
     def reconstruct(self, frames, cond, generator=None):
         """As `predict` of one sample, but z_i ~ q given the true frames, so it sees the future: an upper bound.
 
-        frames (B, T, 3, 64, 64), cond (B, T, D) -> (1, B, T - n_past, 3, 64, 64).
+        frames (B, T, C, 64, 64), cond (B, T, D) -> (1, B, T - n_past, C, 64, 64).
         """
         with self.predicting():
             true, _ = self.encode(frames.transpose(0, 1), self.standardise(cond)[: frames.shape[1]], range(0))
@@ -291,14 +284,14 @@ class SVG(nn.Module):
         return predicted.transpose(0, 1).unflatten(0, (n_samples, len(past)))
 
     def begin(self, past, c, eps, n_samples=1):
-        """The Rollout of n_samples futures after the given frames (B, n_past, 3, 64, 64), c (n_past, B, D), standardised.
+        """The Rollout of n_samples futures after the given frames (B, n_past, C, 64, 64), c (n_past, B, D), standardised.
 
         Its state has seen steps 1 .. n_past-1, z from the posterior as their frames are known; nothing is decoded.
         """
         many = lambda x: x.repeat(1, n_samples, *[1] * (x.dim() - 2))  # (T, B, ...) -> (T, n_samples * B, ...)
         last, pasted = self.n_past - 1, self.skip_index(self.n_past)
         given, terms = self.encode(past.transpose(0, 1), c, range(pasted, pasted + 1))
-        state = State()
+        state = None, None
         if last:
             q = self.posterior(given.h[1:])[0].map(many)
             source = Frames(many(given.h[:last]), [])
