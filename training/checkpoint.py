@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -43,7 +42,7 @@ def load_checkpoint(path, *parts):
         with warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error) or "Unsupported" in str(error):
+        if "weights_only" in str(error) or "Unsupported" in str(error):
             raise holds_objects(path) from None
         raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
     wanted = ("model", "state_dict", "args", *parts)
