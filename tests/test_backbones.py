@@ -78,7 +78,7 @@ def test_dcgan64_is_the_plain_one_and_loads_its_weights_strictly(channels, folde
 @pytest.mark.parametrize("options", [{}, {"last_frame_skip": True}, {"align": True}, {"cond_conv": "encoder"}, {"norm": "group"}])
 @pytest.mark.parametrize("backbone, channels", [("dcgan", 1), ("dcgan", 3), ("vgg", 1)])
 def test_a_loss_and_a_prediction(backbone, channels, options):
-    """Free-running training and prediction with the posterior are the same sums: their errors agree in eval mode."""
+    """Each option trains every weight, predicts frames in [0, 1], and is rebuilt from its config."""
     torch.manual_seed(0)
     model = SVG(5, width=4, g_dim=8, z_dim=4, rnn_size=8, backbone=backbone, channels=channels, **options).double()
     x, c = torch.rand(3, 6, channels, 64, 64).double(), torch.randn(3, 6, 5).double()
