@@ -85,17 +85,13 @@ def trajectories(rng, n_frames, num_digits, deterministic=False):
     places, hits = np.empty((n_frames, num_digits, 2), np.int64), np.zeros((n_frames, num_digits), bool)
     for t in range(n_frames):
         places[t] = place.clip(0, LAST)
-        hits[t] = (place != places[t]).any(1)
-        for k, axis in np.argwhere(place != places[t]):
-            inward = 1 if place[k, axis] < 0 else -1
-            if deterministic:
-                speed[k, axis] = inward * abs(speed[k, axis])
-            else:
-                speed[k, 1 - axis] = rng.integers(-FASTEST, FASTEST + 1)
-                speed[k, axis] = inward * rng.integers(1, FASTEST + 1)
+        inward = np.sign(places[t] - place)  # 0 where there is no wall
+        hits[t] = inward.any(1)
+        for k, axis in () if deterministic else np.argwhere(inward):
+            speed[k, 1 - axis] = rng.integers(-FASTEST, FASTEST + 1)
+            speed[k, axis] = rng.integers(1, FASTEST + 1)
         # In a corner both walls have the last word on their own axis.
-        for k, axis in np.argwhere(place != places[t]):
-            speed[k, axis] = (1 if place[k, axis] < 0 else -1) * max(1, abs(speed[k, axis]))
+        speed = np.where(inward, inward * np.maximum(1, abs(speed)), speed)
         place = places[t] + speed
     return places, hits
 
