@@ -75,7 +75,9 @@ def main():
         model_path=args.model_path, data_root=str(data.root), split=args.split, clips=len(data), cond=trained["cond"], n_past=model.n_past,
         n_future=data.n_frames - model.n_past, n_samples=args.n_samples, seed=args.seed, precision=str(precision)[6:], device=str(device),
         interval="95 %, Student's t over clips", sample="mean over the samples of a clip",
-        best_of_n="each clip's best sample, chosen for PSNR and for SSIM separately",
+        best_of_n="each clip's best sample, chosen for PSNR and for SSIM separately", worst_of_n="its worst",
+        prior_mean="every z at the mean of its prior, without noise", between_samples="PSNR of a sample beside another",
+        kl="KL(q || p) in nats of a predicted frame", best_of="expected best of n = 1, 2, ... of the samples",
     )  # fmt: skip
     with autocast(device, precision):
         work = show_what_if if args.what_if or args.actions else score
@@ -102,20 +104,25 @@ def score(args, model, data, protocol, out):
     with tqdm(total=len(data) * args.n_samples, desc="predicting", unit=" futures", leave=False) as bar:
         scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0, progress=bar.update)
     total, per_clip, per_step = summarise(scores, [data.name(k) for k in clips])
-    write_json(out / "metrics.json", {"protocol": protocol, **total, "per_clip": per_clip, "per_step": per_step})
+    curve = metrics.per_step({metric: metrics.best_of(s.mean(2)).T for metric, s in scores["sample"].items()})
+    found = {"protocol": protocol, **total, "best_of": curve, "per_clip": per_clip, "per_step": per_step}
+    write_json(out / "metrics.json", found)
 
-    clear(out, r"psnr_per_step\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
+    clear(out, r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
     title = f"{data.root.name}/{args.split}, {len(data)} clips, --cond {protocol['cond']}"
     visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
+    if args.n_samples > 1:
+        visualize.plot_best_of(out / "best_of_n.png", curve, total, title)
     ranking = sorted(clips, key=lambda k: per_clip[k]["best_of_n"]["psnr"], reverse=True)
     ranks = {round(rank) for rank in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))}
     shown = [ranking[rank] for rank in sorted(ranks)]
     if shown:
-        show(args, model, data, shown, scores["sample"]["psnr"].mean(2).argmax(0), out)
+        show(args, model, data, shown, out)
     print_tables(protocol, total, per_step, per_clip)
     names = ", ".join(f"sample_{k}" for k in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"
+        + (", best_of_n.png" if args.n_samples > 1 else "")
         + (f", samples.{args.video}, and .{args.video} and .png of {names} (best predicted clip first)" if shown else "")
     )
 
@@ -130,7 +137,7 @@ def evaluate(args, model, data, clips, n_samples, **kwargs):
 
 def summarise(scores, names):
     """metrics.json's scores in all, a clip and a step, from those of metrics.evaluate."""
-    values = {row: metrics.summarise(row, scores[row]) for row in metrics.ROWS}
+    values = {row: metrics.summarise(row, found) for row, found in scores.items()}
     of_clips = {row: {metric: x.mean(1) for metric, x in v.items()} for row, v in values.items()}
     total = {row: {metric: metrics.interval(x) for metric, x in v.items()} for row, v in of_clips.items()}
     clip = lambda k: {row: {metric: x[k].item() for metric, x in v.items()} for row, v in of_clips.items()}
@@ -138,13 +145,9 @@ def summarise(scores, names):
     return total, per_clip, {row: metrics.per_step(v) for row, v in values.items()}
 
 
-def show(args, model, data, shown, best, out):
-    """Write the pictures of some clips, by their numbers. They are predicted once more: to keep all would fill the memory.
-
-    best (N,) is the number of each clip's best sample; those beyond are left out.
-    """
-    n_samples = min(args.n_samples, max(2, 1 + best[shown].max().item()))
-    _, pictures = evaluate(args, model, data, shown, n_samples)
+def show(args, model, data, shown, out):
+    """Write the pictures of some clips, by their numbers. They are predicted once more: to keep all would fill the memory."""
+    _, pictures = evaluate(args, model, data, shown, args.n_samples)
     for k, picture in zip(shown, pictures):
         visualize.save_video(out / f"sample_{k}.{args.video}", [picture], model.n_past, scale=3)
         visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), model.n_past, every=-(-data.n_frames // 32))
@@ -182,8 +185,8 @@ def show_what_if(args, model, data, protocol, out):
 
 def print_tables(protocol, total, per_step, per_clip, most_clips=32):
     """Print the scores: in all, a step, a clip."""
-    labels = {row: label.format(n=protocol["n_samples"]) for row, (label, *_) in visualize.LINES.items()}
-    rows = [row for row in metrics.ROWS if row != "best_of_n" or protocol["n_samples"] > 1]
+    labels = {row: visualize.LABELS[row].format(n=protocol["n_samples"]) for row in metrics.ROWS}
+    rows = [row for row in metrics.ROWS if row in total and ("_of_" not in row or protocol["n_samples"] > 1)]
     width = max(len(labels[row]) for row in rows)
     show = lambda s, digits: f"{s['mean']:.{digits}f}" + (f" ± {s['ci95']:.{digits}f}" if s["ci95"] is not None else "")
     print(
@@ -193,6 +196,10 @@ def print_tables(protocol, total, per_step, per_clip, most_clips=32):
     print(f"{'':{width}}  {'PSNR (dB)':>14}  {'SSIM':>17}")
     for row in rows:
         print(f"{labels[row]:{width}}  {show(total[row]['psnr'], 2):>14}  {show(total[row]['ssim'], 4):>17}")
+    if "between_samples" in total:
+        print(f"{'one sample beside another':{width}}  {show(total['between_samples']['psnr'], 2):>14}")
+    print(f"\nKL(posterior || prior): {show(total['kl']['nats'], 2)} nats a predicted frame")
+    rows = [row for row in rows if row not in ("worst_of_n", "prior_mean")]
 
     def table(corner, entries):
         print("\n" + f"{corner:24}" + "".join(f"{row:>18}" for row in rows) + "   (PSNR, SSIM)")

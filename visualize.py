@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from utils import UserError, writing
@@ -24,10 +24,18 @@ TRUE_ROWS = ("truth", "pose")  # green throughout
 # Wong's colour-blind safe palette; they differ in lightness and each row has its own line style, so grey print works.
 # Rows often lie on one another: each has a marker that shows round those drawn after it.
 LINES = {
-    "posterior": ("posterior (sees the future)", "#009E73", ":", dict(marker="o", ms=8, mfc="none")),
-    "best_of_n": ("best of {n}", "#0072B2", "-.", dict(marker="s", ms=5, mfc="none")),
-    "sample": ("one sample", "#D55E00", "-", dict(marker="o", ms=2.5)),
-    "copy_last": ("copy last frame", "#777777", "--", dict(marker="o", ms=2.5)),
+    "posterior": ("#009E73", ":", dict(marker="o", ms=8, mfc="none")),
+    "best_of_n": ("#0072B2", "-.", dict(marker="s", ms=5, mfc="none")),
+    "sample": ("#D55E00", "-", dict(marker="o", ms=2.5)),
+    "copy_last": ("#777777", "--", dict(marker="o", ms=2.5)),
+}
+LABELS = {
+    "posterior": "posterior (sees the future)",
+    "best_of_n": "best of {n}",
+    "worst_of_n": "worst of {n}",
+    "sample": "one sample",
+    "prior_mean": "z at the prior's mean",
+    "copy_last": "copy last frame",
 }
 
 
@@ -220,17 +228,39 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
-        for row, (label, colour, style, marker) in LINES.items():
+        for row, (colour, style, marker) in LINES.items():
             if row not in per_step or (row == "best_of_n" and n_samples == 1):
                 continue
             mean = np.array(per_step[row][metric]["mean"])
             ci95 = np.array([0 if c is None else c for c in per_step[row][metric]["ci95"]])
             steps = np.arange(n_past, n_past + len(mean))
             marker = marker if len(mean) < 40 else {}
-            axis.plot(steps, mean, style, color=colour, lw=1.3, label=label.format(n=n_samples), **marker)
+            axis.plot(steps, mean, style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
             axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.1, lw=0)
         axis.set(xlabel="frame t", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{as_title(title)}; bands: 95 % interval over clips", fontsize=10)
+    save_figure(figure, path)
+
+
+@_or_warn
+def plot_best_of(path, curve, total, title):
+    """Write the expected best of n samples over n, beside the rows that draw none.
+
+    curve: {metric: {"mean": [N], "ci95": [N] of numbers or None}}; total: {row: {metric: {"mean", "ci95"}}}.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
+        mean = np.array(curve[metric]["mean"])
+        ci95 = np.array([c or 0 for c in curve[metric]["ci95"]])
+        n = np.arange(1, len(mean) + 1)
+        axis.plot(n, mean, color="#0072B2", marker="s" if len(n) < 40 else None, ms=3, label="best of n samples")
+        axis.fill_between(n, mean - ci95, mean + ci95, color="#0072B2", alpha=0.1, lw=0)
+        for row, colour, style in (("posterior", "#009E73", ":"), ("prior_mean", "#CC79A7", "-."), ("copy_last", "#777777", "--")):
+            axis.axhline(total[row][metric]["mean"], color=colour, ls=style, lw=1.3, label=LABELS[row])
+        axis.set(xlabel="n, samples drawn", ylabel=unit, xscale="log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{as_title(title)}; band: 95 % interval over clips", fontsize=10)
     save_figure(figure, path)

@@ -45,8 +45,10 @@ def draw_noise(n_samples, batch, steps, shapes, generator, like):
     """Standard normal noise for latents of several shapes: [(steps, n_samples * batch, *shape)] on the device of `like`.
 
     One generator a clip (a list of `batch` CPU generators) makes the noise of a clip's k-th sample independent of the
-    other clips, of how samples are chunked, and of the device.
+    other clips, of how samples are chunked, and of the device. The generator "mean" draws none: every z is a Gaussian's mean.
     """
+    if generator == "mean":
+        return [like.new_zeros(steps, n_samples * batch, *shape) for shape in shapes]
     sizes = [math.prod(shape) for shape in shapes]
     if isinstance(generator, (list, tuple)):
         noise = [[torch.randn(steps, sum(sizes), generator=g) for g in generator] for _ in range(n_samples)]

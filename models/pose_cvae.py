@@ -208,15 +208,16 @@ class PoseCVAE(nn.Module):
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
         """Sample futures: past (B, 1, 3, H, W), cond (B, >= 1 + n_future, cond_dim, H, W) -> (n_samples, B, n_future, 3, H, W).
 
-        generator: None, a torch.Generator, or a list of B CPU generators (see `noise_steps`).
+        generator: None, a torch.Generator, a list of B CPU generators, or "mean" (see `noise_steps`).
         """
         with self.predicting():
-            return self._rollout(past, cond, n_future, n_samples, generator)
+            return self._rollout(past, cond, n_future, n_samples, generator)[0]
 
     def reconstruct(self, frames, cond, generator=None):
         """The posterior's prediction: as `predict`, but each z_i is drawn from q given the true frames.
 
-        frames (B, T, 3, H, W), cond (B, T, cond_dim, H, W) -> (1, B, T - 1, 3, H, W). It sees the future: an upper bound.
+        frames (B, T, 3, H, W), cond (B, T, cond_dim, H, W) -> (1, B, T - 1, 3, H, W), and KL(q || p) in nats, (B, T - 1).
+        It sees the future: an upper bound.
         """
         with self.predicting():
             return self._rollout(frames[:, :1], cond, frames.shape[1] - 1, 1, generator, target=frames)
@@ -228,7 +229,7 @@ class PoseCVAE(nn.Module):
         if cond.shape[1] < n_future + 1:
             raise ValueError(f"{n_future} future frames need {n_future + 1} conditions, not {cond.shape[1]}")
         draw = noise_steps(n_samples, batch, (self.N_dim, *past.shape[-2:]), generator, past)
-        frame, predicted = past[:, 0].repeat(n_samples, 1, 1, 1), []
+        frame, predicted, klds = past[:, 0].repeat(n_samples, 1, 1, 1), [], []
         at_once = max(1, FRAMES_AT_ONCE // len(frame))
         for first in range(1, n_future + 1, at_once):
             at = slice(first, min(first + at_once, n_future + 1))
@@ -236,13 +237,15 @@ class PoseCVAE(nn.Module):
             z = draw(at.stop - at.start).flatten(0, 1)
             if target is not None:
                 future = self.encode_frame(target[:, at].transpose(0, 1))
-                z = self.Gaussian_Predictor(future, label).sample(z)
+                q = self.Gaussian_Predictor(future, label)
+                z = q.sample(z)
+                klds += q.kl(Gaussian.standard(q.mu)).flatten(1).sum(1).split(batch)
             labels, noise = self.Decoder_Fusion.label(label), self.Decoder_Fusion.noise(z)
             for label_i, noise_i in zip(labels.split(batch), noise.split(len(frame))):
                 condition = label_i.repeat(n_samples, 1, 1, 1) + noise_i
                 frame = self.step(self.encode_frame(frame[None]), condition)
                 predicted.append(frame)
-        return torch.stack(predicted, 1).unflatten(0, (n_samples, batch))
+        return torch.stack(predicted, 1).unflatten(0, (n_samples, batch)), klds and torch.stack(klds, 1)
 
 
 def noise_steps(n_samples, batch, shape, generator, like):
@@ -250,7 +253,10 @@ def noise_steps(n_samples, batch, shape, generator, like):
 
     One generator a clip (a list of `batch` CPU generators) makes the noise of a clip's k-th sample independent of the other
     clips, of how samples are chunked, and of the device: each sample has a stream of its own, seeded by the clip's.
+    The generator "mean" draws none.
     """
+    if generator == "mean":
+        return lambda n: like.new_zeros(n, n_samples * batch, *shape)
     if isinstance(generator, (list, tuple)):
         seeds = [torch.randint(2**62, (1,), generator=g).item() for _ in range(n_samples) for g in generator]
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]

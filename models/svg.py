@@ -85,6 +85,11 @@ class Rollout(NamedTuple):
     frame: torch.Tensor | None = None  # or the source frame itself (1, B, C, 64, 64), not encoded yet
 
 
+def divergences(q, p):
+    """KL(q || p) of each level's latents: q Gaussians (K, B, ...), p of each of K steps a list a level -> [(K, B, n)]."""
+    return [q_l.kl(Gaussian.cat(p_l)).flatten(2) for q_l, p_l in zip(q, zip(*p))]
+
+
 class SVG(nn.Module):
     """SVG-FP (`prior="fixed"`, z ~ N(0, I)) or SVG-LP (`prior="learned"`), conditioned on c (D numbers a frame)."""
 
@@ -223,7 +228,7 @@ class SVG(nn.Module):
                 x_hat, p_at, now = self.advance(now, c[at], [q_l.at(at) for q_l in q], [e[at] for e in eps])
                 predicted.append(x_hat)
                 p.append(p_at)
-        klds = [q_l.kl(Gaussian.cat(p_l)).flatten(2).sum((0, 2)).mean() for q_l, p_l in zip(q, zip(*p))]
+        klds = [kl.sum((0, 2)).mean() for kl in divergences(q, p)]
         losses = {"mse": (torch.cat(predicted) - x[1:]).square().flatten(1).mean(1).sum(), "kld": sum(klds)}
         return losses | ({f"kld_{n}": kld for n, kld in enumerate(klds, 1)} if self.levels else {})
 
@@ -249,24 +254,27 @@ class SVG(nn.Module):
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
         """Sample futures: past (B, n_past, C, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, C, 64, 64).
 
-        z_i ~ p, the source frame is predicted. generator: None, a torch.Generator, or a list of B CPU generators (see
+        z_i ~ p, the source frame is predicted. generator: None, a torch.Generator, a list of B CPU generators, or "mean" (see
         `draw_noise`).
         """
         with self.predicting():
-            return self.rollout(past, cond, n_future, n_samples, generator)
+            return self.rollout(past, cond, n_future, n_samples, generator)[0]
 
     def reconstruct(self, frames, cond, generator=None):
         """As `predict` of one sample, but z_i ~ q given the true frames, so it sees the future: an upper bound.
 
-        frames (B, T, C, 64, 64), cond (B, T, D) -> (1, B, T - n_past, C, 64, 64).
+        frames (B, T, C, 64, 64), cond (B, T, D) -> (1, B, T - n_past, C, 64, 64), and KL(q || p) in nats, (B, T - n_past).
         """
         with self.predicting():
             true, _ = self.encode(frames.transpose(0, 1), self.standardise(cond)[: frames.shape[1]], range(0))
             q = self.posteriors(true.at(slice(1, None)))
-            return self.rollout(frames[:, : self.n_past], cond, frames.shape[1] - self.n_past, 1, generator, q)
+            n_future = frames.shape[1] - self.n_past
+            predicted, p = self.rollout(frames[:, : self.n_past], cond, n_future, 1, generator, q)
+            klds = divergences([q_l.at(slice(-n_future, None)) for q_l in q], p)
+            return predicted, sum(kl.sum(2) for kl in klds).transpose(0, 1)
 
     def rollout(self, past, cond, n_future, n_samples, generator, q=None):
-        """`predict`, or with q of every step `reconstruct`."""
+        """`predict`, or with q of every step `reconstruct`; and the priors, of every step a list a level."""
         n_past, n_steps = self.n_past, self.n_past + n_future - 1
         if past.shape[1] != n_past:
             raise ValueError(f"the model was built for {n_past} past frames, not {past.shape[1]}")
@@ -276,12 +284,13 @@ class SVG(nn.Module):
         eps = draw_noise(n_samples, len(past), n_steps, self.latent_shapes, generator, past)
         now = self.begin(past, c[:n_past], eps, n_samples)
         c = c.repeat(1, n_samples, 1)
-        predicted = past.new_empty(n_future, *now.source.h.shape[1:2], *past.shape[2:])
+        predicted, p = past.new_empty(n_future, *now.source.h.shape[1:2], *past.shape[2:]), []
         for i in range(n_past, n_past + n_future):
             at = slice(i - 1, i)
-            x, _, now = self.advance(now, c[at], q and [q_l.at(at) for q_l in q], [e[at] for e in eps])
+            x, p_at, now = self.advance(now, c[at], q and [q_l.at(at) for q_l in q], [e[at] for e in eps])
             predicted[i - n_past] = x[0]
-        return predicted.transpose(0, 1).unflatten(0, (n_samples, len(past)))
+            p.append(p_at)
+        return predicted.transpose(0, 1).unflatten(0, (n_samples, len(past))), p
 
     def begin(self, past, c, eps, n_samples=1):
         """The Rollout of n_samples futures after the given frames (B, n_past, C, 64, 64), c (n_past, B, D), standardised.

@@ -133,10 +133,24 @@ def test_prediction_and_reconstruction_equal_the_reference(extension, prior, n_p
     for sample in ours:
         theirs = reference.predict(model, frames[:, :n_past], cond, 4, draw(n_past + 3, streams).double())
         torch.testing.assert_close(sample, theirs, rtol=1e-9, atol=1e-12)
-    ours = model.reconstruct(frames, cond, generators())[0]
+    theirs = reference.predict(model, frames[:, :n_past], cond, 4, torch.zeros(n_past + 3, 3, n_noise).double())
+    torch.testing.assert_close(model.predict(frames[:, :n_past], cond, 4, 1, "mean")[0], theirs, rtol=1e-9, atol=1e-12)
+    ours = model.reconstruct(frames, cond, generators())[0][0]
     eps = draw(5, generators()).double()
     theirs = reference.predict(model, frames[:, :n_past], cond, 6 - n_past, eps, truth=frames)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@extensions
+@priors
+def test_the_kl_of_a_reconstruction_equals_the_reference(extension, prior, monkeypatch):
+    """With one given frame and no noise the steps are those of a free-running loss."""
+    model = tiny(prior, 1, **EACH[extension])
+    frames, cond = clips()
+    _, kl = model.reconstruct(frames, cond, "mean")
+    monkeypatch.setattr(torch, "randn", torch.zeros)
+    torch.testing.assert_close(kl.sum(1).mean(), reference.loss(model, frames, cond, False)["kld"])
+    torch.testing.assert_close(kl[1:2], model.reconstruct(frames[1:2], cond[1:2], "mean")[1])
 
 
 @forcing

@@ -1,6 +1,7 @@
 """metrics.py against scikit-image, a plain NumPy finn_eval_seq, and SciPy."""
 
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_summaries():
     scores = {"psnr": torch.tensor([[[5.0, 1.0], [9.0, 1.0]], [[4.0, 4.0], [2.0, 2.0]]])}  # (S, B, T)
     assert metrics.summarise("sample", scores)["psnr"].tolist() == [[4.5, 2.5], [5.5, 1.5]]
     assert metrics.summarise("best_of_n", scores)["psnr"].tolist() == [[4.0, 4.0], [9.0, 1.0]]
+    assert metrics.summarise("worst_of_n", scores)["psnr"].tolist() == [[5.0, 1.0], [2.0, 2.0]]
+
+
+def test_best_of_n_is_the_mean_over_all_choices():
+    scores = torch.rand(6, 2, dtype=torch.float64)
+    found = metrics.best_of(scores)
+    for n in range(1, 7):
+        choices = [scores[list(some)].max(0).values for some in itertools.combinations(range(6), n)]
+        torch.testing.assert_close(found[n - 1], torch.stack(choices).mean(0))
+    many = metrics.best_of(torch.rand(1000, 2))  # binomials beyond any float
+    assert many.isfinite().all() and (many.diff(dim=0) > -1e-6).all()
 
 
 class Repeater:
@@ -72,11 +84,13 @@ class Repeater:
     predicting = contextlib.nullcontext
 
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
+        if generator == "mean":
+            return metrics.copy_last(past, n_future) + 0.05
         bright = torch.stack([torch.stack([torch.rand(1, generator=g) for g in generator]) for _ in range(n_samples)])
         return metrics.copy_last(past, n_future) + 0.1 * bright[..., None, None, None]
 
     def reconstruct(self, frames, cond, generator=None):
-        return frames[None, :, 2:]
+        return frames[None, :, 2:], frames[:, 2:, 0, 0, 0]
 
 
 def test_evaluation_does_not_depend_on_batches_and_chunks(monkeypatch):
@@ -99,15 +113,23 @@ def test_evaluation_rows():
     frames, cond = torch.rand(2, 6, 3, 64, 64), torch.zeros(2, 6, 1)
     scores, pictures = metrics.evaluate(Repeater(), [(frames, cond)], 9)
     assert (scores["posterior"]["psnr"] == 100).all()  # this model's posterior is perfect
+    assert torch.equal(scores["kl"]["nats"], frames[None, :, 2:, 0, 0, 0])
+    torch.testing.assert_close(scores["prior_mean"], metrics.score(metrics.copy_last(frames[:, :2], 4) + 0.05, frames[:, 2:]))
     expected = metrics.score(frames[None, :, 1:2].expand(-1, -1, 4, -1, -1, -1), frames[:, 2:])
     torch.testing.assert_close(scores["copy_last"], expected)
     best = scores["sample"]["psnr"].mean(2).argmax(0)
     for b in range(2):
         assert pictures[b]["best"].shape == (6, 64, 64, 3)
         generator = torch.Generator().manual_seed(b)
-        winner = [torch.rand(1, generator=generator) for _ in range(9)][best[b]]
-        shown = metrics.to_uint8(frames[b, 1] + 0.1 * winner)
+        bright = torch.tensor([torch.rand(1, generator=generator).item() for _ in range(9)])
+        shown = metrics.to_uint8(frames[b, 1] + 0.1 * bright[best[b]])
         assert abs(pictures[b]["best"][2].astype(int) - shown.astype(int)).max() <= 1
+        between = -20 * (0.1 * bright.diff().abs()).log10()[:, None].expand(-1, 4)
+        torch.testing.assert_close(scores["between_samples"]["psnr"][:, b], between, atol=0.01, rtol=0)
+        spread = metrics.heat((0.1 * bright).std().expand(64, 64))
+        assert abs(pictures[b]["spread"][5].astype(int) - spread).max() <= 2 and pictures[b]["spread"][1].max() < 10
+    alone, (picture,) = metrics.evaluate(Repeater(), [(frames[:1], cond[:1])], 1)
+    assert alone.keys() == scores.keys() - {"between_samples", "prior_mean"} and "spread" not in picture
 
 
 def test_pictures_of_some_clips():

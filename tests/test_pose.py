@@ -87,10 +87,12 @@ def test_reconstruction_equals_the_reference(monkeypatch):
     monkeypatch.setattr(pose_cvae, "FRAMES_AT_ONCE", 6)
     model = tiny()
     frames, cond = clips()
-    ours = model.reconstruct(frames, cond, generators([7, 8]))
+    ours, kl = model.reconstruct(frames, cond, generators([7, 8]))
     eps = torch.stack([noise(g, 5) for g in generators([7, 8])], 1)
     theirs = reference.predict(model, frames[:, 0], cond, 5, eps, truth=frames)
     torch.testing.assert_close(ours[0], theirs, rtol=1e-9, atol=1e-12)
+    assert kl.shape == (2, 5)
+    torch.testing.assert_close(kl.sum(1).mean(), model.loss(frames, cond, False)["kld"])
 
 
 def test_frame_i_depends_on_the_drawings_up_to_i():
@@ -114,7 +116,7 @@ def test_true_frames_do_not_reach_the_prediction():
     changed[:, 1:] = torch.rand_like(changed[:, 1:])
     (scores, pictures), (others, other_pictures) = (evaluate(model, [(x, cond)], 2) for x in (frames, changed))
     for a, b in zip(pictures, other_pictures):
-        assert list(a) == ["pose", "truth", "posterior", "best", "sample 1", "sample 2"]
+        assert list(a) == ["pose", "truth", "posterior", "best", "sample 1", "sample 2", "spread"]
         assert (a["sample 1"] == b["sample 1"]).all() and (a["sample 2"] == b["sample 2"]).all()
         assert (a["posterior"] != b["posterior"]).any() and (a["pose"] == b["pose"]).all()
     assert not torch.equal(scores["sample"]["psnr"], others["sample"]["psnr"])

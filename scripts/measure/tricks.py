@@ -18,7 +18,7 @@ from tqdm import tqdm
 from models import SVG, fastconv, svg, vgg64
 from options import Parser, count
 from scripts.measure.timing import report, timed
-from utils import autocast, choose_device, choose_precision, run_command
+from utils import autocast, choose_device, choose_precision, run_command, tune
 
 
 def plain_encoder(self, x, c=None, pasted=slice(None)):
@@ -36,8 +36,19 @@ plain_upsampling = [
     (fastconv, "upsampling_kernel", lambda weight: weight),
     (fastconv, "upsample_conv", lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)),
 ]
+
+
+@contextlib.contextmanager
+def memory_given_back():
+    """glibc's own way with freed memory; `tune` keeps it."""
+    tune(keep_memory=False)
+    yield
+    tune()
+
+
 WITHOUT = {
     "nothing (the noise of this table)": [],
+    "freed memory kept (CPU)": [memory_given_back],
     "upsampling and convolution as one": plain_upsampling,
     "9 products for four pixels, and Winograd's (wide layers, CPU)": [(fastconv, "WIDE", 10**9)],
     "kernels summed once for all steps": [(svg, "summed_once", lambda model: contextlib.nullcontext())],
@@ -56,6 +67,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
     args = parser.parse_args()
     device = choose_device(args.device)
+    tune()
     model = SVG(7, width=args.width).to(device, memory_format=torch.channels_last)
     frames = torch.rand(args.batch_size, 12, 64, 64, 3, device=device).movedim(-1, 2)
     cond = torch.randn(args.batch_size, 12, 7, device=device)
@@ -75,8 +87,8 @@ def main():
         for (name, what), found in ratios.items():
             with_all = timed(work[what], device)
             with contextlib.ExitStack() as stack:
-                for where in WITHOUT[name]:
-                    stack.enter_context(patch.object(*where))
+                for change in WITHOUT[name]:
+                    stack.enter_context(change() if callable(change) else patch.object(*change))
                 without = timed(work[what], device)
             found += [without / with_all] * (turn > 0)
     rows = [{"without": name} | {what: statistics.median(ratios[name, what]) for what in work} for name in WITHOUT]
