@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from utils import UserError, writing
@@ -260,7 +260,8 @@ def plot_best_of(path, curve, total, title):
         for row, colour, style in (("posterior", "#009E73", ":"), ("prior_mean", "#CC79A7", "-."), ("copy_last", "#777777", "--")):
             axis.axhline(total[row][metric]["mean"], color=colour, ls=style, lw=1.3, label=LABELS[row])
         axis.set(xlabel="n, samples drawn", ylabel=unit, xscale="log")
-        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.set_xticks([t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= len(n)], minor=False)
+        axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{as_title(title)}; band: 95 % interval over clips", fontsize=10)
     save_figure(figure, path)
