@@ -10,12 +10,12 @@ from pathlib import Path
 
 import smmnist
 from models import SVG, PoseCVAE
+from training import schedules
 from training.checkpoint import load_checkpoint
 from utils import UserError
 
 CONDITIONS = ("action+position", "action", "position", "none")
-KL_ANNEAL = {"monotonic": "monotonic", "cyclical": "cyclical", "none": "none", "nokl_annealing": "none"}
-KEPT = ("cond", "log_dir", "optimizer", "beta1", "seed")  # what a resumed run keeps, beside its model
+KEPT = ("cond", "log_dir", "optimizer", "beta1", "seed", "init_from")  # what a resumed run keeps, beside its model
 
 
 # Types of an option's value: functions of a text that raise ValueError or ArgumentTypeError.
@@ -38,12 +38,17 @@ count, natural = number(int, 1, 2**31 - 1), number(int, 0, 2**31 - 1)
 share, positive = number(float, 0, 1), number(float, 0, 3.4e38)  # float32's largest
 
 
-def kl_anneal(text):
-    """monotonic, cyclical or none; Monotonic, Cyclical and NoKL_Annealing mean the same."""
-    try:
-        return KL_ANNEAL[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of monotonic, cyclical, none") from None
+def one_of(*names, **aliases):
+    """An argparse type: one of the names, in whatever case, or an alias of one."""
+    known = {name.lower(): name for name in names} | aliases
+
+    def parse(text):
+        try:
+            return known[text.lower()]
+        except KeyError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(names)}") from None
+
+    return parse
 
 
 def beta(text):
@@ -146,7 +151,7 @@ def training_parser(description):
     add("--num_digits", 2, "digits of Moving MNIST (a --data_root with MNIST/raw)", number(int, 1, 10))
     add("--deterministic", False, "Moving MNIST bounces off the walls rather than at random", action="store_true")
     add("--data_device", None, "keep a packed data set on this device: cuda, cpu, ...; default: on disk")
-    add_training(parser, SVG)
+    add_training(parser, SVG, add_kl_shares)
     return parser
 
 
@@ -160,16 +165,37 @@ def pose_parser(description):
     begins = "frames at which a new training recording begins; no window crosses them (default: train/cuts.txt, or none)"
     add("--cuts", None, begins, cuts, metavar="N,N,...")
     add("--test", False, "score the checkpoint of --ckpt on the validation set instead", action="store_true")
-    add("--ckpt", None, "checkpoint for --test")
-    add_training(parser, PoseCVAE)
-    parser.set_defaults(batch_size=2, num_workers=0, beta=1.0, kl_anneal="none", kl_anneal_start=0.01, kl_anneal_per="epoch")
+    add_training(parser, PoseCVAE, add_kl_epochs)
+    parser.set_defaults(batch_size=2, num_workers=0, beta=1.0)
     parser.set_defaults(tfr=0.0, lr_milestones=[5], lr_gamma=0.01, n_eval=630, n_past=1, cond="pose", random_start=True)
     return parser
 
 
-def add_training(parser, model):
+def add_kl_shares(add):
+    """KL annealing of the SVG commands: cycles that fill the run."""
+    add("--kl_anneal --kl_anneal_type", "monotonic", "monotonic, cyclical or none", one_of("monotonic", "cyclical", "none", nokl_annealing="none"))
+    same = "the same as --kl_anneal cyclical"
+    add("--kl_anneal_cyclical", argparse.SUPPRESS, same, dest="kl_anneal", action="store_const", const="cyclical")
+    add("--kl_anneal_cycle", 3, "number of cycles in the run (of train_pose.py: epochs of a cycle)", count)
+    add("--kl_anneal_ratio", 0.5, "share of a cycle spent rising (of train_pose.py: a slope)", number(float, 1e-6))
+    add("--kl_anneal_start", 0.0, "weight at the start of a cycle", share)
+    add("--kl_anneal_per", "step", "how often the weight changes", choices=("epoch", "step"))
+
+
+def add_kl_epochs(add):
+    """KL annealing of train_pose.py, as in the code of document 003: a slope an epoch."""
+    kinds = schedules.POSE_KL
+    kind = f"{', '.join(kinds)}; the weight is 0.01 in epoch 0 (schedules.pose_kl_weight)"
+    add("--kl_anneal --kl_anneal_type", kinds[0], kind, one_of(*kinds, none=kinds[0]))
+    add("--kl_anneal_cycle", 10, "epochs of a cycle (of the SVG commands: a number of cycles)", count)
+    add("--kl_anneal_ratio", 1.0, "slope: the weight changes by ratio / cycle an epoch (of the SVG commands: a share)", number(float, 1e-6))
+
+
+def add_training(parser, model, add_kl_schedule):
     """What every training is told."""
     add = parser.group("run")
+    weights = "begin with the weights of this checkpoint, or of the best.pt of this folder; the model must be the same"
+    add("--init_from --ckpt --ckpt_path --model_dir", None, weights, metavar="CKPT")
     add("--log_dir --save_root", None, "run directory (default: runs/COMMAND-DATE-TIME)")
     add("--resume", None, "go on with this run; flags given beside it replace the run's", metavar="DIR")
     add("--niter --num_epoch", 100, "epochs", count)
@@ -189,13 +215,7 @@ def add_training(parser, model):
     add = parser.group("loss")
     calibrated = "auto: the best one for the error so far, 2 * mse / (C * H * W) (sigma-VAE)"
     add("--beta", 1e-4, f"ceiling of the KL term's weight; {calibrated}", beta)
-    add("--kl_anneal --kl_anneal_type", "monotonic", "monotonic, cyclical or none", kl_anneal)
-    same = "the same as --kl_anneal cyclical"
-    add("--kl_anneal_cyclical", argparse.SUPPRESS, same, dest="kl_anneal", action="store_const", const="cyclical")
-    add("--kl_anneal_cycle", 3, "cycles of cyclical annealing", count)
-    add("--kl_anneal_ratio", 0.5, "share of a cycle spent rising", number(float, 1e-6))
-    add("--kl_anneal_start", 0.0, "weight at the start of a cycle", share)
-    add("--kl_anneal_per", "step", "how often the weight changes", choices=("epoch", "step"))
+    add_kl_schedule(add)
 
     add = parser.group("teacher forcing")
     add("--tfr", 1.0, "teacher-forcing ratio at the start", share)

@@ -26,9 +26,9 @@ def main():
 
 def score(args):
     """--test: hand --ckpt over to generate.py, on the validation set."""
-    if not args.ckpt:
+    if not args.init_from:
         raise UserError("--test: give the checkpoint to score with --ckpt RUN/best.pt")
-    flags = dict(model_path=args.ckpt, data_root=args.data_root, split="val", n_samples=1, n_future=args.n_eval - 1)
+    flags = dict(model_path=args.init_from, data_root=args.data_root, split="val", n_samples=1, n_future=args.n_eval - 1)
     flags |= dict(log_dir=args.log_dir, seed=args.seed, device=args.device, precision=args.precision)
     words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
     return subprocess.call([sys.executable, str(Path(__file__).with_name("generate.py")), *words])

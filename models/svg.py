@@ -56,6 +56,13 @@ class Config:
         "last", "skips of predicted steps: from the last given frame, or from the one before it as in the classic code",
         choices=("last", "classic"),
     )  # fmt: skip
+    classic_feedback: bool = option(
+        False, "free-running training is fed its own x^_1 at i = 2, though x_1 is given, as the robot labs' loops do"
+    )  # fmt: skip
+    cond_frame: str = option(
+        "source", "step i is told the condition of frame i-1, or of its target i, which shows where the arm will be (a leak)",
+        choices=("source", "target"),
+    )  # fmt: skip
     hierarchy: int = option(1, "levels of latents, inspired by HAF-SVG: 1x1, then 4x4, 8x8, 16x16", high=4)
     align: bool = option(False, "skips move with a flow that the frame predictor gives (HAF-SVG's aligner)")
     cond_conv: str = option(
@@ -102,6 +109,7 @@ class SVG(nn.Module):
         self.config = {"name": "svg", **asdict(o)}  # what rebuilds this model from a checkpoint
         self.n_past, self.z_dim = o.n_past, o.z_dim
         self.last_frame_skip, self.skip_frame = o.last_frame_skip, o.skip_frame
+        self.classic_feedback, self.cond_frame = o.classic_feedback, o.cond_frame
         self.is_predicting = False
         networks = BACKBONES[o.backbone]
         self.encoder = networks.Encoder(o.g_dim, o.width, o.norm, o.channels)
@@ -129,7 +137,9 @@ class SVG(nn.Module):
         self.cond_std.copy_(torch.where(std > 1e-6 * mean.abs().clamp(min=1), std, torch.ones_like(std)))
 
     def standardise(self, cond):
-        """(B, T, D) -> (T, B, D), time-major."""
+        """(B, T, D) -> (T, B, D), time-major; the row of frame i-1 is what step i is told."""
+        if self.cond_frame == "target":
+            cond = torch.cat([cond[:, 1:], cond[:, -1:]], 1)
         return ((cond - self.cond_mean) / self.cond_std).transpose(0, 1)
 
     # The equations, for K steps at once.
@@ -216,15 +226,17 @@ class SVG(nn.Module):
         """
         x, c = frames.transpose(0, 1), self.standardise(cond)
         n_steps = len(x) - 1
-        n_known = n_steps if teacher_forcing else min(self.n_past, n_steps)  # steps whose source frame is true
-        pasted = [self.skip_index(i) for i in range(1, n_known + 1)]
+        n_given = min(self.n_past, n_steps)
+        n_known = n_steps if teacher_forcing else 1 if self.classic_feedback else n_given  # steps whose source frame is true
+        pasted = [self.skip_index(i) for i in range(1, max(n_known, n_given) + 1)]
         with summed_once(self):
             true, terms = self.encode(x, c, range(max(pasted) + 1))
             q = self.posteriors(true.at(slice(1, None)))
             eps = [torch.randn_like(q_l.mu) for q_l in q]
-            now = Rollout((None, None), [terms[j] for j in pasted], true.at(slice(n_known)))
+            now = Rollout((None, None), [], true.at(slice(n_known)))
             predicted, p = [], []
             for at in [slice(n_known), *(slice(i, i + 1) for i in range(n_known, n_steps))]:
+                now = now._replace(terms=[terms[j] for j in pasted[at]] or now.terms)
                 x_hat, p_at, now = self.advance(now, c[at], [q_l.at(at) for q_l in q], [e[at] for e in eps])
                 predicted.append(x_hat)
                 p.append(p_at)
@@ -278,8 +290,8 @@ class SVG(nn.Module):
         n_past, n_steps = self.n_past, self.n_past + n_future - 1
         if past.shape[1] != n_past:
             raise ValueError(f"the model was built for {n_past} past frames, not {past.shape[1]}")
-        if cond.shape[1] < n_steps:
-            raise ValueError(f"{n_future} future frames need {n_steps} conditions, not {cond.shape[1]}")
+        if cond.shape[1] < (needed := n_steps + (self.cond_frame == "target")):
+            raise ValueError(f"{n_future} future frames need {needed} conditions, not {cond.shape[1]}")
         c = self.standardise(cond)
         eps = draw_noise(n_samples, len(past), n_steps, self.latent_shapes, generator, past)
         now = self.begin(past, c[:n_past], eps, n_samples)

@@ -104,7 +104,8 @@ def decode(model, g, skips, c, draw=None):
 
 
 def standardise(model, cond):
-    return (cond - model.cond_mean) / model.cond_std
+    cond = (cond - model.cond_mean) / model.cond_std
+    return torch.stack([cond[:, min(t + (model.cond_frame == "target"), cond.shape[1] - 1)] for t in range(cond.shape[1])], 1)
 
 
 def skip_step(model, i):
@@ -129,8 +130,10 @@ def loss(model, frames, cond, teacher_forcing):
     skips = {}
     x_hat = None
     for i in range(1, length):
-        given = i - 1 < n_past or teacher_forcing
+        given = i - 1 < (1 if model.classic_feedback else n_past) or teacher_forcing
         h, skips[i - 1] = encoded[i - 1] if given else encode(model, x_hat, cond[:, i - 1])
+        if i - 1 < n_past and not model.last_frame_skip:
+            skips[i - 1] = encoded[i - 1][1]
         mu, logvar, posterior_state = gaussian(model.posterior, encoded[i][0], posterior_state)
         z = mu + torch.exp(logvar / 2) * eps[i - 1]
         prior = Normal(torch.zeros_like(mu), torch.ones_like(mu))

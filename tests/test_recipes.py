@@ -43,9 +43,10 @@ def test_a_recipe_parses_and_small_keeps_its_shape(name):
         assert (a is None) == (b is None)
         assert a is None or abs(a / full.niter - b / small.niter) <= 0.5 / small.niter
     assert small.tfr_decay_step * small.niter == pytest.approx(full.tfr_decay_step * full.niter)
-    cycles = [args.kl_anneal_cycle / (args.niter if args.kl_anneal_cycle > 3 else 1) for args in parsed]
-    assert cycles[0] == cycles[1] <= 3
-    for flag in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "kl_anneal_per", "tfr", "grad_clip", "fast_train"):
+    if not pose:  # its cycles are epochs
+        cycles = [args.kl_anneal_cycle / (args.niter if args.kl_anneal_cycle > 3 else 1) for args in parsed]
+        assert cycles[0] == cycles[1] <= 3 and full.kl_anneal_per == small.kl_anneal_per
+    for flag in ("lr", "beta", "kl_anneal", "kl_anneal_ratio", "tfr", "grad_clip", "fast_train"):
         assert getattr(full, flag) == getattr(small, flag)
     if pose:
         assert small.n_eval == make_dancer.get_parser().get_default("frames")
@@ -60,8 +61,11 @@ def test_settings_of_the_documents(capsys):
     assert of("001_fp_cyclical", "kl_anneal_cycle", "lr", "batch_size", "tfr_decay_step") == (3, 0.001, 16, 0.005)
     assert of("001_no_teacher_forcing", "tfr", "kl_anneal_cycle") == (0, 3) and of("001_lr_0.002", "lr") == (0.002,)
     assert of("002_zero_tail_cycles", "kl_anneal_cycle", "tfr_start_decay_epoch", "beta") == (900, 150, 1e-4)
-    assert all(of(name, "skip_frame", "random_start", "grad_clip") == ("classic", False, 0) for name in settings
-               if name in DOCUMENTS)  # fmt: skip
+    assert of("000_monotonic", "kl_anneal_ratio") == (0.25,)
+    classic = "skip_frame", "random_start", "grad_clip", "classic_feedback"
+    for name in settings.keys() & DOCUMENTS:
+        assert of(name, *classic) == ("classic", False, 0, True)
+        assert of(name, "cond_frame") == ("target" if name.startswith("001") else "source",)
     recipes.print_table()
     listed = capsys.readouterr().out
     assert all(f"{name}: document" in listed for name in RECIPES) and "reported 26.25" in listed
@@ -74,9 +78,9 @@ def test_parity_changes_one_thing_at_a_time():
     defaults = settings.pop("parity_defaults")
     changes = {name: {k: v for k, v in found.items() if v != defaults[k] and k != "log_dir"} for name, found in settings.items()}
     classic = changes.pop("parity_classic")
-    assert all(len(change) == 1 for change in changes.values()) and len(changes) == 9
+    assert all(len(change) == 1 for change in changes.values()) and len(changes) == 10
     of_classic = [change for name, change in changes.items() if RECIPES[name].note.startswith("classic: ")]
-    assert classic == {name: value for change in of_classic for name, value in change.items()} and len(classic) == 5
+    assert classic == {name: value for change in of_classic for name, value in change.items()} and len(classic) == 6
 
 
 def test_a_recipe_goes_on_with_its_run(tiny_data, tmp_path):
@@ -156,4 +160,4 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
     assert captured.out.count("seed") == 14
     assert not any("003" in line for line in all_recipes(monkeypatch, tmp_path / "other", "all")[1]), "without POSE_ROOT"
     _, trainings, report = all_recipes(monkeypatch, tmp_path / "third", "parity")
-    assert len(trainings) == 33 and "parity_defaults-seed1" in report.split()[2], "the reference comes first"
+    assert len(trainings) == 36 and "parity_defaults-seed1" in report.split()[2], "the reference comes first"

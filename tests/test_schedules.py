@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from training.schedules import cosine, kl_weight, teacher_forcing_ratio
+from training.schedules import cosine, kl_weight, pose_kl_weight, teacher_forcing_ratio
 
 
 def test_every_cycle_reaches_its_peak():
@@ -40,3 +40,13 @@ def test_teacher_forcing():
     assert stepped == pytest.approx([0.9, 0.9, 0.6, 0.3, 0.1, 0.1])
     assert teacher_forcing_ratio(5, 0.0, 0, 9) == 0
     assert [teacher_forcing_ratio(e, 1.0, 0, 0) for e in range(2)] == [1, 0]  # no room for a slope
+
+
+def test_the_pose_labs_weights():
+    """0.01, then a slope of ratio / cycle an epoch; the descent begins again rather than pass 0."""
+    of = lambda kind, *more: [pose_kl_weight(kind, epoch, *more) for epoch in range(13)]
+    assert of("Cyclical") == pytest.approx([0.01, *[e / 10 for e in range(1, 10)], 0, 0.1, 0.2])
+    assert of("Monotonic", 4, 2.0) == pytest.approx([0.01, 0.5] + [1] * 11)
+    assert of("NoKL_Annealing", 4, 2.0) == [0.01] + [1] * 12
+    assert of("Cyclical_descent", 10, 3.0) == pytest.approx([0.01] + [1, 0.7, 0.4, 0.1] * 3)
+    assert of("Cyclical_descent", 4) == pytest.approx([0.01] + [1, 0.75, 0.5, 0.25, 0] * 2 + [1, 0.75])

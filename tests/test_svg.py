@@ -16,7 +16,13 @@ from models import SVG, build, fastconv
 from models.cond_conv import Modulation
 from models.gaussian import Gaussian
 
-SKIPS = {"last": {}, "classic": {"skip_frame": "classic"}, "last_frame_skip": {"last_frame_skip": True}}
+SKIPS = {
+    "last": {},
+    "classic": {"skip_frame": "classic"},
+    "last_frame_skip": {"last_frame_skip": True},
+    "labs": {"skip_frame": "classic", "classic_feedback": True, "cond_frame": "target"},
+    "feedback": {"classic_feedback": True},
+}
 
 
 # The plain model, and all extensions together (test_extensions.py has each alone).
@@ -73,7 +79,7 @@ def test_groupnorm_sees_one_frame_at_a_time(teacher_forcing):
 @pytest.mark.parametrize("n_past", [1, 2, 3])
 def test_prediction_equals_the_reference(prior, skip, n_past):
     model = tiny(prior, n_past, **SKIPS[skip])
-    frames, cond = clips()
+    frames, cond = clips(length=n_past + 4)
     ours = model.predict(frames[:, :n_past], cond, 4, 2, [torch.Generator().manual_seed(k) for k in range(3)])
     generators = [torch.Generator().manual_seed(k) for k in range(3)]
     for sample in ours:

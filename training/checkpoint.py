@@ -110,6 +110,20 @@ def load_model(path, device):
     return model.to(device, memory_format=torch.channels_last).eval(), args
 
 
+def load_weights(model, path):
+    """--init_from: a checkpoint's weights, its standardisation of conditions included, into a model of the same shapes."""
+    path = Path(path)
+    path = path / "best.pt" if path.is_dir() else path
+    theirs, own = load_checkpoint(path)["state_dict"], model.state_dict()
+    shape = lambda state, name: tuple(state[name].shape) if name in state else "missing"
+    with explained(path, "its weights cannot be read"):
+        for name in [*own, *theirs]:
+            if shape(theirs, name) != shape(own, name):
+                found = f"{name} is {shape(theirs, name)} there, {shape(own, name)} here"
+                raise UserError(f"--init_from {path}: {found}; give the model's flags that it was trained with")
+        model.load_state_dict(theirs)
+
+
 def plain(args):
     """args as a dict of plain values."""
     return {k: v for k, v in vars(args).items() if k not in ("resume", "resumed")}

@@ -5,6 +5,7 @@ import copy
 import torch
 
 from training import distributed
+from training.checkpoint import load_weights
 from utils import UserError, seed_everything
 
 
@@ -67,6 +68,8 @@ def build_models(make_model, args, device):
         raise UserError(
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower its sizes (--help: model)"
         ) from None
+    if args.init_from and not args.resume:
+        load_weights(model, args.init_from)
     model.to(device, memory_format=torch.channels_last)
     eval_model = copy.deepcopy(model) if args.ema else model
     if args.compile:

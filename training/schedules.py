@@ -4,6 +4,9 @@ import math
 from typing import NamedTuple
 
 
+POSE_KL = ("NoKL_Annealing", "Monotonic", "Cyclical", "Cyclical_descent")  # the names of document 003
+
+
 class Scheduled(NamedTuple):
     """The three numbers that change during a training."""
 
@@ -15,9 +18,12 @@ class Scheduled(NamedTuple):
 def of_step(args, epoch, step, n_steps):
     """What a step of a training by `args` is told: annealing weight, teacher-forcing ratio, learning rate."""
     t, total = epoch * n_steps + step, args.niter * n_steps
-    cycles = {"none": 0, "monotonic": 1, "cyclical": args.kl_anneal_cycle}[args.kl_anneal]
-    place = (epoch, args.niter) if args.kl_anneal_per == "epoch" else (t, total)
-    weight = kl_weight(*place, cycles, args.kl_anneal_ratio, args.kl_anneal_start) if cycles else 1.0
+    if args.kl_anneal in POSE_KL:
+        weight = pose_kl_weight(args.kl_anneal, epoch, args.kl_anneal_cycle, args.kl_anneal_ratio)
+    else:
+        cycles = {"none": 0, "monotonic": 1, "cyclical": args.kl_anneal_cycle}[args.kl_anneal]
+        place = (epoch, args.niter) if args.kl_anneal_per == "epoch" else (t, total)
+        weight = kl_weight(*place, cycles, args.kl_anneal_ratio, args.kl_anneal_start) if cycles else 1.0
     # By default teacher forcing ends between half of the training and its last epoch (of 3 or more).
     start = args.niter // 2 if args.tfr_start_decay_epoch is None else args.tfr_start_decay_epoch
     end = args.niter - 1 if args.tfr_end_decay_epoch is None else args.tfr_end_decay_epoch
@@ -40,6 +46,21 @@ def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):
         ratio = min(ratio, last / total)
     tau = position / total
     return start + (1 - start) * (min(1.0, tau / ratio) if ratio > 0 else 1.0)
+
+
+def pose_kl_weight(kind, epoch, cycle=10, ratio=1.0):
+    """The weight in an epoch as the code of document 003 has it: 0.01 in epoch 0, then a slope of ratio / cycle an epoch.
+
+    `Cyclical` falls back to 0 every `cycle` epochs, `Monotonic` stays at 1 once there, `NoKL_Annealing` is 1.
+    `Cyclical_descent` falls from 1 and begins again rather than pass 0.
+    """
+    if epoch == 0:
+        return 0.01
+    if kind == "Cyclical_descent":
+        period = int(cycle / ratio + 1e-9) + 1
+        return 1 - (epoch - 1) % period * ratio / cycle
+    rise = {"NoKL_Annealing": cycle / ratio, "Monotonic": epoch, "Cyclical": epoch % cycle}[kind]
+    return min(1.0, rise * ratio / cycle)
 
 
 def teacher_forcing_ratio(epoch, tfr, start_decay_epoch, end_decay_epoch, decay_step=0.0, lower_bound=0.0):
