@@ -150,7 +150,8 @@ def evaluate_batch(model, frames, cond, n_samples, generators, progress, n_pictu
             progress(futures.shape[0] * futures.shape[1])
             del futures  # the next ones need the room
 
-    scores = {"sample": samples.scores, "kl": {"nats": kl[None]}, "posterior": score(posterior, truth)}
+    mse = (posterior - truth).square().mean((-3, -2, -1))
+    scores = {"sample": samples.scores, "kl": {"nats": kl[None]}, "posterior": score(posterior, truth) | {"mse": mse}}
     scores["copy_last"] = score(copy_last(past, n_future), truth)
     if n_samples > 1:
         scores["between_samples"] = {"psnr": samples.between}

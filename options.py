@@ -243,6 +243,8 @@ def add_training(parser, model, add_kl_schedule):
     add("--tensorboard", False, "log scalars and GIFs for TensorBoard too", action="store_true")
     often = "steps (200) or minutes (10m) between checkpoints within an epoch; 0: each epoch only"
     add("--save_every", "10m", often, save_interval, metavar="N|Nm")
+    add("--per_save", 0, "keep the weights of every N-th epoch as epoch_NNNN.pt; 0: of none", natural, metavar="N")
+    add("--log_every", 10, "steps between rows of steps.csv; 0: no such file", natural)
     bad = "clips with unreadable frames to skip with a warning before stopping (of each process); a good one stands in"
     add("--max_bad_clips", 0, bad, natural)
 

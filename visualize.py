@@ -182,35 +182,52 @@ def save_figure(figure, path):
 
 def _known(rows, key):
     """Epochs and values of a column of the log, where it has one."""
-    points = [(row["epoch"], row[key]) for row in rows if isinstance(row[key], (int, float))]
+    points = [(row["epoch"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
     return zip(*points) if points else ((), ())
 
 
+def _at_steps(steps):
+    """Where rows of steps.csv lie on an axis of epochs: those of epoch e around e, where log.csv's mean over them is drawn."""
+    lengths = {}
+    for row in steps:
+        lengths[row["epoch"]] = max(row["step"], lengths.get(row["epoch"], 1))
+    return [row["epoch"] - 0.5 + row["step"] / lengths[row["epoch"]] for row in steps]
+
+
 @_or_warn
-def plot_curves(path, history, beta, title):
-    """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules."""
+def plot_curves(path, history, beta, title, steps=()):
+    """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules; steps are the rows of steps.csv."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     (psnr, mse), (kld, schedule) = axes
     marker = "o" if len(history) < 40 else None
 
+    at = _at_steps(steps)
+
     def line(axis, key, style, colour, label, **kwargs):
         axis.plot(*_known(history, key), style, color=colour, label=label, marker=marker, ms=3, **kwargs)
+
+    def of_steps(axis, key, colour):
+        axis.plot(at, [row.get(key, np.nan) for row in steps], color=colour, alpha=0.25, lw=0.8, zorder=1)
 
     line(psnr, "psnr", "-", "#D55E00", "model, one sample")
     line(psnr, "copy_last_psnr", "--", "#777777", "copy last frame")
     psnr.set(ylabel="validation PSNR (dB)")
     line(mse, "loss", "-", "#000000", "loss = MSE + weight x KL")
     line(mse, "mse", "--", "#0072B2", "MSE")
-    mse.set(ylabel="training loss, sum over steps")
+    line(mse, "val_mse", "-.", "#009E73", "MSE of the validation's posterior")
+    of_steps(mse, "mse", "#0072B2")
+    mse.set(ylabel="loss, sum over steps")
     line(kld, "kld", "-", "#D55E00", "KL(posterior || prior)")
+    line(kld, "val_kld", "-.", "#009E73", "the same, validation")
+    of_steps(kld, "kld", "#D55E00")
     levels = [key for key in history[0] if key.startswith("kld_")]  # with --hierarchy
     for key, colour in zip(levels, ("#0072B2", "#009E73", "#CC79A7", "#777777")):
         line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
     kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1
-    epochs, weights = _known(history, "beta")
+    epochs, weights = (at, [row["beta"] for row in steps]) if steps else _known(history, "beta")
     shares = [w / (beta or 1) for w in weights]
-    schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="steps-mid", label=f"KL weight / {beta:g}")
+    schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="default" if steps else "steps-mid", label=f"KL weight / {beta:g}")
     line(schedule, "tfr", "--", "#D55E00", "teacher-forcing ratio", drawstyle="steps-mid")
     schedule.set(ylabel="schedule", ylim=(-0.05, 1.05 * max([1, *shares])), xlabel="epoch")
     schedule.xaxis.get_major_locator().set_params(integer=True)

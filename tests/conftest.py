@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
 torch.set_num_threads(1)  # tiny networks: threads would only wait for one another
 
-TINY = "--width 4 --g_dim 8 --z_dim 4 --rnn_size 8 --batch_size 4 --num_workers 0 --precision fp32".split()
+TINY = "--width 4 --g_dim 8 --z_dim 4 --rnn_size 8 --batch_size 4 --num_workers 0 --precision fp32 --log_every 1".split()
 
 SMALL = [*TINY, "--n_future", "2", "--epoch_size", "4", "--ema", "0.9", "--lr_cosine"]
 

@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--width 4 --g_dim 8 --z_dim 2 --rnn_size 8 --n_future 2 --num_workers 0 --device cpu"
 NITER = 3
-RUN = f"--niter {NITER} --epoch_size 6 --save_every 1"
+RUN = f"--niter {NITER} --epoch_size 6 --save_every 1 --log_every 1"
 PHASES = ["training", "validating", "saving", "drawing", "renaming"]
 
 
@@ -121,9 +121,9 @@ def progress(run):
 
 
 def outcome(run):
-    """What two equal trainings share: weights, and the log without its times."""
+    """What two equal trainings share: weights, and the logs without their times."""
     weights = [torch.load(run / name, weights_only=True)["state_dict"] for name in ("last.pt", "best.pt")]
-    rows = list(csv.DictReader(open(run / "log.csv")))
+    rows = [row for name in ("log.csv", "steps.csv") for row in csv.DictReader(open(run / name))]
     return weights, [{k: v for k, v in row.items() if k not in ("seconds", "frames_per_second")} for row in rows]
 
 

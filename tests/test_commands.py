@@ -12,7 +12,7 @@ from PIL import Image
 
 import generate
 
-COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
+COLUMNS = "epoch loss mse kld val_loss val_mse val_kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
 
 
 def weights(run_dir, name="last.pt"):
@@ -22,7 +22,8 @@ def weights(run_dir, name="last.pt"):
 @pytest.mark.parametrize("prior", ["fixed", "learned"])
 def test_a_run_directory(trained, prior):
     folder = trained[prior]
-    assert {p.name for p in folder.iterdir()} == {"args.json", "log.csv", "curves.png", "last.pt", "best.pt", "gen"}
+    tables = {"log.csv", "steps.csv"}
+    assert {p.name for p in folder.iterdir()} == {"args.json", "curves.png", "last.pt", "best.pt", "gen", *tables}
     rows = list(csv.DictReader(open(folder / "log.csv")))
     assert [row["epoch"] for row in rows] == ["1", "2"] and list(rows[0]) == COLUMNS
     for row in rows:

@@ -296,7 +296,7 @@ def trained(dancer, tmp_path_factory):
 
 
 def test_a_run_directory(trained):
-    assert {p.name for p in trained.iterdir()} == {"args.json", "log.csv", "curves.png", "last.pt", "best.pt", "gen"}
+    assert {p.name for p in trained.iterdir()} == {"args.json", "log.csv", "curves.png", "last.pt", "best.pt", "gen"}, "no 10 steps"
     rows = list(csv.DictReader(open(trained / "log.csv")))
     assert [float(row["tfr"]) for row in rows] == [1, 0] and [float(row["beta"]) for row in rows] == [0.01, 0.1]
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-5])

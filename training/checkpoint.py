@@ -17,6 +17,9 @@ from utils import UserError, writing
 # What a run's state holds beside the weights: where it stands, the running sums of its epoch, and what it has been through.
 NEW_STATE = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": [], "bad_clips": [], "commands": []}
 
+# A row of its history, which log.csv shows; what else model.loss names comes after.
+COLUMNS = "epoch loss mse kld val_loss val_mse val_kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
+
 
 def save_checkpoint(path, checkpoint):
     """Write a dict of tensors and plain values, whole or not at all, and on disk before it gets its name."""
@@ -138,6 +141,7 @@ def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
     refuse_changes(run, checkpoint["model"], model.config)
     with explained(path, "cannot be resumed"):
         state = check_state(checkpoint["state"])
+        state["history"] = [dict.fromkeys(COLUMNS, "") | row for row in state["history"]]  # of an older version too
         check_optimizer(optimizer, checkpoint["optimizer"])
         model.load_state_dict(checkpoint.get("training", checkpoint["state_dict"]))
         eval_model.load_state_dict(checkpoint["state_dict"] if args.ema else model.state_dict())

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its checkpoints: args.json, log.csv, curves.png, gen/, TensorBoard's events, printed lines."""
+"""What a run leaves behind beside its checkpoints: args.json, log.csv, steps.csv, curves.png, gen/, TensorBoard's events, lines."""
 
 import csv
 import hashlib
@@ -16,8 +16,9 @@ from training.checkpoint import plain
 from utils import UserError, write_json, writing
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = "epoch loss mse kld psnr ssim copy_last_psnr beta tfr lr seconds frames_per_second".split()
-LEFTOVER = re.compile(r"\.(last\.pt|best\.pt|args\.json|log\.csv|curves\.png|epoch_\d+\.\w+)\.\d+\.tmp\.\w+")
+LEFTOVER = re.compile(r"\.(last\.pt|best\.pt|epoch_\d+\.pt|args\.json|log\.csv|steps\.csv|curves\.png|epoch_\d+\.\w+)\.\d+\.tmp\.\w+")
+
+WHOLE = ("epoch", "step", "teacher_forcing")  # columns of steps.csv that are no measurements
 
 
 class RunLog:
@@ -25,6 +26,7 @@ class RunLog:
 
     def __init__(self, run, args, quiet, first_epoch=1):
         self.run, self.args, self.quiet = run, args, quiet
+        self.pending = []  # rows for steps.csv, whose numbers the device may still be computing
         self.board = open_tensorboard(run, first_epoch) if args.tensorboard and not quiet else None
 
     def begin(self, model, commands, clips, **about):
@@ -41,6 +43,42 @@ class RunLog:
         where = f"{about['processes']} x {about['device'].split(':')[0]}, {about['precision']}"
         print(f"{self.run}: {parameters / 1e6:.2f} M parameters, {' + '.join(map(str, clips))} clips, {where}", flush=True)
 
+    def keep_steps(self, epoch, step):
+        """Drop from steps.csv what came after a step: a run that goes on from there writes it again."""
+        if self.quiet or not self.args.log_every:
+            return
+        place = lambda row: (int(row["epoch"]), int(row["step"]))
+        self.write_rows("steps.csv", [row for row in read_steps(self.run) if place(row) <= (epoch, step)])
+
+    def note_step(self, epoch, step, means, **more):
+        """A row for steps.csv, every --log_every steps: means by name, on the device."""
+        if not self.quiet and self.args.log_every and step % self.args.log_every == 0:
+            self.pending.append((epoch, step, means, more))
+
+    def write_steps(self):
+        """Append the pending rows to steps.csv; waits for the device."""
+        if not self.pending:
+            return
+        rows = []
+        for epoch, step, (names, values), more in self.pending:
+            rows.append({"epoch": epoch, "step": step} | dict(zip(names, values.tolist())) | more)
+        path = self.run / "steps.csv"
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            if not file.tell():
+                writer.writeheader()
+            writer.writerows(map(shown, rows))
+        self.pending = []
+
+    def write_rows(self, name, rows):
+        """A table of the run, whole; none where there is no row."""
+        if not rows:
+            return (self.run / name).unlink(missing_ok=True)
+        with writing(self.run / name) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(map(shown, rows))
+
     def bar(self, batches, epoch, first, n_batches):
         """A progress bar over an epoch's batches."""
         interval = 0.3 if sys.stderr.isatty() else 10
@@ -51,13 +89,9 @@ class RunLog:
         """log.csv and curves.png of all epochs."""
         if self.quiet or not history:
             return
-        with writing(self.run / "log.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, history[0])  # COLUMNS, and what else model.loss names
-            writer.writeheader()
-            writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
+        self.write_rows("log.csv", history)
         title = f"{self.run.name}: {data_name}, --cond {self.args.cond}"
-        beta = max(row["beta"] for row in history) if self.args.beta == "auto" else self.args.beta
-        visualize.plot_curves(self.run / "curves.png", history, beta, title)
+        visualize.plot_curves(self.run / "curves.png", history, ceiling(self.args.beta, history), title, read_steps(self.run))
 
     def end_epoch(self, row):
         """TensorBoard's events of an epoch, and its line."""
@@ -76,6 +110,30 @@ class RunLog:
             print(text, flush=True)
 
 
+def ceiling(beta, history):
+    """What the curves divide the KL weight by: --beta, or with auto the greatest weight."""
+    return max(row["beta"] for row in history) if beta == "auto" else beta
+
+
+def shown(row):
+    """A row of numbers as a table shows it: six digits."""
+    return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+
+
+def read_steps(run):
+    """The rows of a run's steps.csv as numbers, up to the first that a kill cut off; none where there is no such file."""
+    try:
+        with open(run / "steps.csv", newline="", encoding="utf-8") as file:
+            text = file.read()
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        return [{key: float(value) if key not in WHOLE else int(value) for key, value in row.items()} for row in csv.DictReader(whole)]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, OSError):
+        print(f"warning: {run}/steps.csv: damaged, and left out", file=sys.stderr)
+        return []
+
+
 def save_clips(path, pictures, n_past):
     """Write path.gif and path.png of clips {"truth", ..., "sample 1": frames (T, H, W, 3) uint8}."""
     names = [f"clip {i}" for i in range(len(pictures))]
@@ -90,7 +148,7 @@ def describe(row, niter):
     text = f"epoch {row['epoch']}/{niter}  loss {row['loss']:.4f}  mse {row['mse']:.4f}  kld {row['kld']:.2f}"
     if row["psnr"] != "":
         text += f"  |  PSNR {row['psnr']:.2f} dB (copy-last {row['copy_last_psnr']:.2f})  SSIM {row['ssim']:.4f}"
-    return text + f"  |  w*beta {row['beta']:.2g}  tfr {row['tfr']:.2f}  {row['frames_per_second']:.0f} frames/s"
+    return text + f"  |  w*beta {row['beta']:.2g}  tfr {row['tfr']:.2f}  lr {row['lr']:.2g}  {row['frames_per_second']:.0f} frames/s"
 
 
 def require_tensorboard(args):

@@ -86,6 +86,7 @@ class Trainer:
         self.log = runlog.RunLog(run, args, distributed.rank() > 0, self.state["epoch"] + 1)
         about = {"device": str(device), "processes": distributed.size(), "precision": str(precision)[6:]}
         self.log.begin(self.model, self.state["commands"], (len(train_set), len(val_set)), **about)
+        self.log.keep_steps(self.state["epoch"] + 1, self.state["step"])
         self.log.write_history(self.state["history"], val_set.root.name)  # which a kill may have cut off
 
     # One epoch.
@@ -103,10 +104,14 @@ class Trainer:
                 scheduled = schedules.of_step(args, epoch, state["step"], n_batches)
                 teacher_forcing = self.draw(scheduled.tfr)
                 state["step"] += 1
-                self.sums = self.sums + self.step(frames, cond, teacher_forcing, scheduled)
+                means = self.step(frames, cond, teacher_forcing, scheduled)
+                self.sums = self.sums + means
+                more = dict(teacher_forcing=int(teacher_forcing), lr=scheduled.lr)
+                self.log.note_step(epoch + 1, state["step"], (self.names, means), **more)
                 state["seconds"] = time.perf_counter() - began
                 if state["seconds"] - shown > 1:  # reading the sums makes the host wait for the device
                     shown = state["seconds"]
+                    self.log.write_steps()
                     bar.set_postfix_str(self.progress(), refresh=False)
                 number = self.stop.agreed()
                 if number or self.save_is_due():
@@ -149,7 +154,7 @@ class Trainer:
         epoch = state["epoch"] + 1
         scheduled = schedules.of_step(args, state["epoch"], max(0, state["step"] - 1), self.sampler.n_batches)
         frames = state["step"] * args.batch_size * self.train_set.n_frames
-        row = dict.fromkeys(runlog.COLUMNS, "") | self.means()
+        row = dict.fromkeys(checkpoint.COLUMNS, "") | self.means()
         row |= {"epoch": epoch, "tfr": scheduled.tfr, "lr": scheduled.lr, "seconds": state["seconds"]}
         row["frames_per_second"] = frames / state["seconds"]
         if epoch % args.val_every == 0 or epoch == args.niter:
@@ -157,13 +162,15 @@ class Trainer:
             scores = self.validate(epoch)
             if number := self.stop.agreed():
                 return number
-            row |= scores
+            row |= scores | {"val_loss": scores["val_mse"] + row["beta"] * scores["val_kld"]}
         state.update(epoch=epoch, step=0, seconds=0.0, history=state["history"] + [row])
         self.sums = torch.zeros_like(self.sums)
         if row["psnr"] != "" and row["psnr"] > state["best_psnr"]:
             state["best_psnr"] = row["psnr"]
             self.save("best.pt")
         self.save()
+        if args.per_save and epoch % args.per_save == 0:
+            self.save(f"epoch_{epoch:04d}.pt")
         self.log.write_history(state["history"], self.val_set.root.name)
         self.log.end_epoch(row)
         return self.stop.agreed() if epoch < args.niter else 0
@@ -191,7 +198,9 @@ class Trainer:
         pictures = [p for clips in itertools.zip_longest(*shown) for p in clips if p][:N_SHOWN]
         self.log.show_clips(epoch, pictures, self.model.n_past)
         found = {metric: of_all("sample", metric) for metric in ("psnr", "ssim")}
-        return found | {"copy_last_psnr": of_all("copy_last", "psnr")}
+        found |= {"copy_last_psnr": of_all("copy_last", "psnr")}
+        n_steps = self.train_set.n_frames - 1  # of a training window, over which the training's losses are sums
+        return found | {"val_mse": n_steps * of_all("posterior", "mse"), "val_kld": n_steps * of_all("kl", "nats")}
 
     # What the epoch asks for.
 
@@ -226,8 +235,9 @@ class Trainer:
             )
 
     def save(self, name="last.pt"):
-        """Write a checkpoint, on rank 0; the weights must be finite."""
+        """Write a checkpoint, on rank 0, and the log's steps before it; the weights must be finite."""
         self.check()
+        self.log.write_steps()
         if name == "last.pt":
             self.saved = time.monotonic()
         if distributed.rank() > 0:

@@ -19,7 +19,7 @@ from training.checkpoint import load_model
 from utils import UserError, autocast
 
 # The seed, and settings that do not change what a run learns.
-INDIFFERENT = "seed log_dir num_workers device data_device save_every max_bad_clips tensorboard compile cond_dim".split()
+INDIFFERENT = "seed log_dir num_workers device data_device save_every log_every per_save max_bad_clips tensorboard compile cond_dim".split()
 CHECKPOINTS = {"best": "best.pt", "final": "last.pt"}
 
 
