@@ -41,10 +41,10 @@ class Clips(Dataset):
 
 
 class ClipDataset(Clips):
-    """A split in the folder layout."""
+    """A split in the folder layout. Frames of another size than `size`, (height, width), are resized to it."""
 
-    def __init__(self, root, split, n_frames, cond="action+position", n_clips=0):
-        self.root, self.split, self.n_frames, self.cond = Path(root), split, n_frames, cond
+    def __init__(self, root, split, n_frames, cond="action+position", n_clips=0, size=None):
+        self.root, self.split, self.n_frames, self.cond, self.size = Path(root), split, n_frames, cond, size
         if not self.root.is_dir():
             raise UserError(f"--data_root {root}: no such folder")
         if not (folder := self.root / split).is_dir():
@@ -71,7 +71,7 @@ class ClipDataset(Clips):
             raise UserError(f"{clip}: {length} frames, {self.n_frames} wanted; lower --n_future (or --n_eval)")
         first = int(u * (length - self.n_frames + 1))
         window = slice(first, first + self.n_frames)
-        frames = read_pngs(clip, range(length)[window]) if strip is None else strip[window]
+        frames = read_pngs(clip, range(length)[window], self.size) if strip is None else strip[window]
         return torch.from_numpy(frames), torch.from_numpy(self.read_cond(i, length)[window])
 
     def read_cond(self, i, n_rows=1):
@@ -179,10 +179,10 @@ def natural_key(path):
     return [int(word) for word in words], str(path)
 
 
-def read_pngs(clip, numbers):
+def read_pngs(clip, numbers, size=None):
     """The frames of these numbers, (T, 64, 64, 3) uint8."""
-    fits, wanted = lambda w, h: w == h == SIZE, f"frames must be {SIZE}x{SIZE}"
-    return np.stack([read_image(clip / f"{t}.png", fits, wanted) for t in numbers])
+    fits, wanted = lambda w, h: w == h == SIZE, f"frames must be {SIZE}x{SIZE}; --frame_H {SIZE} --frame_W {SIZE} resizes them"
+    return np.stack([read_image(clip / f"{t}.png", fits, wanted, size) for t in numbers])
 
 
 def read_strip(clip):
@@ -192,10 +192,10 @@ def read_strip(clip):
         return read_image(path, lambda w, h: w == SIZE and h % SIZE == 0, wanted).reshape(-1, SIZE, SIZE, 3)
 
 
-def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None, cuts=None, **digits):
+def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None, cuts=None, size=None, **digits):
     """One split of a data set, of whichever kind it is: clips in folders or packed, recordings, Moving MNIST (see `digits_of`)."""
     if cond == "pose":
-        return PoseDataset(root, split, n_frames, cuts, n_clips)
+        return PoseDataset(root, split, n_frames, cuts, n_clips, size=size)
     if (Path(root) / split / f"{split}_img").exists():
         raise UserError(f"--data_root {root}: recordings with pose drawings; train_pose.py trains on them")
     if cuts is not None:
@@ -207,7 +207,7 @@ def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_de
     if is_packed(Path(root) / split):
         device = None if data_device is None else choose_device(data_device, "--data_device")
         return PackedDataset(root, split, n_frames, cond, n_clips, device)
-    dataset = ClipDataset(root, split, n_frames, cond, n_clips)
+    dataset = ClipDataset(root, split, n_frames, cond, n_clips, size)
     if data_device is not None:
         raise UserError(f"--data_device {data_device}: {root} is not packed; python -m scripts.data.pack_dataset packs it")
     return dataset
@@ -218,24 +218,31 @@ def digits_of(args):
     return {"num_digits": args.get("num_digits", 2), "deterministic": args.get("deterministic", False)}
 
 
+def size_of(args):
+    """What --frame_H and --frame_W in args (a dict) resize frames to, (height, width), or None."""
+    size = args.get("frame_H"), args.get("frame_W")
+    return size if all(size) else None
+
+
 def open_splits(args):
     """The training set and the validation set of a training command."""
     n_frames = args.n_past + args.n_future
     lengths = {"train": n_frames, "validate": args.n_eval or n_frames}
-    more = {"data_device": args.data_device} | digits_of(vars(args))
+    more = {"data_device": args.data_device, "size": size_of(vars(args))} | digits_of(vars(args))
     splits = [open_split(args.data_root, *split, args.cond, **more) for split in lengths.items()]
     if splits[0].channels != args.channels:
         raise UserError(f"--channels {args.channels}: the frames of {args.data_root} have {splits[0].channels}")
     return splits
 
 
-def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cuts=None):
+def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cuts=None, size=None):
     """A split as a checkpoint's model wants it: `trained` are the args it was trained with, the defaults of the others."""
     root, cond = data_root or trained["data_root"], trained["cond"]
     usual = trained["n_future"]
     if smmnist.is_moving_mnist(root) and trained.get("n_eval"):
         usual = trained["n_eval"] - model.n_past
-    data = open_split(root, split, model.n_past + (n_future or usual), cond, n_clips, cuts=cuts, **digits_of(trained))
+    more = {"cuts": cuts, "size": size or size_of(trained)} | digits_of(trained)
+    data = open_split(root, split, model.n_past + (n_future or usual), cond, n_clips, **more)
     for name, found in {"cond_dim": data.cond_dim, "channels": data.channels}.items():
         wanted = model.config.get(name, 3)
         if found != wanted:

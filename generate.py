@@ -10,19 +10,23 @@ import numpy as np
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
+import dataset
 import metrics
 import options
+import unseen
 import visualize
 import what_if
-from dataset import open_for
 from loading import batches, make_loader
-from training.checkpoint import load_model
+from training.checkpoint import load_checkpoint, load_model
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("--model_path", "--ckpt", default="pretrained/svg_lp.pt", help="a checkpoint, RUN/best.pt")
+    parser.add_argument(
+        "--model_path", "--ckpt", "--ckpt_path", "--model_dir", nargs="+", default=["pretrained/svg_lp.pt"], metavar="CKPT",
+        help="a checkpoint, or a run for its best.pt; several (RUN/epoch_*.pt) are scored into one curve",
+    )  # fmt: skip
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
     parser.add_argument(
         "--split", default="test", help="train, validate or test; of pose recordings train, val or test"
@@ -30,8 +34,10 @@ def get_parser():
     parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
     parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
-    parser.add_argument("--n_samples", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
+    parser.add_argument("--n_samples", "--nsample", "--N", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
+    parser.add_argument("--clip", nargs="+", metavar="NAME", help="score and picture these clips only, by name as in metrics.json")
+    options.add_frame_size(parser.group("frames"), options.number(int, 11, 4096))
     parser.add_argument(
         "--n_show", type=options.natural, default=4, help="clips to picture, from the best predicted to the worst"
     )
@@ -66,10 +72,15 @@ def main():
     if args.video == "mp4":
         visualize.require_mp4()
     device, precision = choose_machine(args)
-    model, trained = load_model(args.model_path, device)
-    cuts = args.cuts or own_cuts(args, trained)
-    data = open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, cuts)
+    paths = [path / "best.pt" if (path := Path(name)).is_dir() else path for name in args.model_path]
+    args.model_path = str(paths[0])
+    model, trained = load_model(paths[0], device)
+    size = dataset.size_of(vars(args))
     out = Path(args.log_dir or default_folder(args))
+    if futureless := unseen.open_unseen(model, trained, args.split, args.data_root, args.n_future, size):
+        return imagine_unseen(args, model, futureless, out, device, precision)
+    cuts = args.cuts or own_cuts(args, trained)
+    data = dataset.open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, cuts, size)
     make_folder(out)  # now, rather than when all is computed
     protocol = dict(
         model_path=args.model_path, data_root=str(data.root), split=args.split, clips=len(data), cond=trained["cond"], n_past=model.n_past,
@@ -80,8 +91,11 @@ def main():
         kl="KL(q || p) in nats of a predicted frame", best_of="expected best of n = 1, 2, ... of the samples",
     )  # fmt: skip
     with autocast(device, precision):
-        work = show_what_if if args.what_if or args.actions else score
-        work(args, model, data, protocol, out)
+        if len(paths) > 1:
+            score_series(args, paths, data, protocol, out)
+        else:
+            work = show_what_if if args.what_if or args.actions else score
+            work(args, model, data, protocol, out)
 
 
 def own_cuts(args, trained):
@@ -98,10 +112,54 @@ def default_folder(args):
     return f"results/{'-'.join(words)}"
 
 
+def chosen(args, data):
+    """The numbers of the clips to predict: of --clip, or all."""
+    if args.clip is None:
+        return list(range(len(data)))
+    names = {data.name(k): k for k in range(len(data))}
+    for name in args.clip:
+        if name not in names:
+            raise UserError(f"--clip {name}: {len(names)} clips there, none of that name; names are like {next(iter(names))}")
+    return [names[name] for name in args.clip]
+
+
+def imagine_unseen(args, model, data, out, device, precision):
+    """Clips without a future on disk: pictures and frames, no scores."""
+    if args.what_if or args.actions or args.n_show == 0:
+        raise UserError(f"--split {args.split}: has no frames to predict beside the given ones; leave out --what_if, --actions, --n_show 0")
+    clips = chosen(args, data)[: args.n_clips or None]
+    make_folder(out)
+    clear(out, r"metrics\.json|(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
+    with autocast(device, precision):
+        unseen.predict(args, model, data, clips, out)
+    print(f"{len(clips)} clips without a future on disk: predicted, not scored")
+    print(f"wrote {out}/sample_K.{args.video}, sample_K.png, frames_K/ of clips {', '.join(data.name(k) for k in clips[:8])}" + " ..." * (len(clips) > 8))
+
+
+def score_series(args, paths, data, protocol, out):
+    """Score several checkpoints of one kind, and draw the scores over their epochs."""
+    rows = []
+    for path in tqdm(paths, "checkpoints", leave=False):
+        model, trained = load_model(path, protocol["device"])
+        if (trained["cond"], model.n_past) != (protocol["cond"], protocol["n_past"]):
+            raise UserError(f"--model_path {path}: another --cond or --n_past than {paths[0]}; score it by itself")
+        clips = chosen(args, data)
+        scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0)
+        epoch = load_checkpoint(path).get("state", {}).get("epoch", len(rows))
+        rows.append({"model_path": str(path), "epoch": epoch} | summarise(scores, [data.name(k) for k in clips])[0])
+    rows.sort(key=lambda row: row["epoch"])
+    write_json(out / "series.json", {"protocol": protocol, "checkpoints": rows})
+    visualize.plot_series(out / "series.png", rows, args.n_samples, f"{data.root.name}/{args.split}, {len(clips)} clips")
+    for row in rows:
+        print(f"epoch {row['epoch']:4}  " + "  ".join(f"{name} {row[name]['psnr']['mean']:.2f} dB" for name in visualize.LINES))
+    print(f"wrote {out}/series.json, series.png")
+
+
 def score(args, model, data, protocol, out):
     """Score every clip, write the scores, then the pictures, and print the tables."""
-    clips = range(len(data))
-    with tqdm(total=len(data) * args.n_samples, desc="predicting", unit=" futures", leave=False) as bar:
+    clips = chosen(args, data)
+    protocol["clips"] = len(clips)
+    with tqdm(total=len(clips) * args.n_samples, desc="predicting", unit=" futures", leave=False) as bar:
         scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0, progress=bar.update)
     total, per_clip, per_step = summarise(scores, [data.name(k) for k in clips])
     curve = metrics.per_step({metric: metrics.best_of(s.mean(2)).T for metric, s in scores["sample"].items()})
@@ -109,12 +167,13 @@ def score(args, model, data, protocol, out):
     write_json(out / "metrics.json", found)
 
     clear(out, r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
-    title = f"{data.root.name}/{args.split}, {len(data)} clips, --cond {protocol['cond']}"
+    title = f"{data.root.name}/{args.split}, {len(clips)} clips, --cond {protocol['cond']}"
     visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
     if args.n_samples > 1:
         visualize.plot_best_of(out / "best_of_n.png", curve, total, title)
-    ranking = sorted(clips, key=lambda k: per_clip[k]["best_of_n"]["psnr"], reverse=True)
-    ranks = {round(rank) for rank in np.linspace(0, len(data) - 1, min(args.n_show, len(data)))}
+    best = {k: clip["best_of_n"]["psnr"] for k, clip in zip(clips, per_clip)}
+    ranking = sorted(best, key=best.get, reverse=True)
+    ranks = {round(rank) for rank in np.linspace(0, len(ranking) - 1, min(args.n_show, len(ranking)))}
     shown = [ranking[rank] for rank in sorted(ranks)]
     if shown:
         show(args, model, data, shown, out)
@@ -141,7 +200,8 @@ def summarise(scores, names):
     of_clips = {row: {metric: x.mean(1) for metric, x in v.items()} for row, v in values.items()}
     total = {row: {metric: metrics.interval(x) for metric, x in v.items()} for row, v in of_clips.items()}
     clip = lambda k: {row: {metric: x[k].item() for metric, x in v.items()} for row, v in of_clips.items()}
-    per_clip = [{"clip": name} | clip(k) for k, name in enumerate(names)]
+    steps = lambda k: {row: {metric: x[k].tolist() for metric, x in v.items()} for row, v in values.items()}
+    per_clip = [{"clip": name} | clip(k) | {"per_step": steps(k)} for k, name in enumerate(names)]
     return total, per_clip, {row: metrics.per_step(v) for row, v in values.items()}
 
 
@@ -170,12 +230,12 @@ def show_what_if(args, model, data, protocol, out):
         if name in (*visualize.TRUE_ROWS, "true actions", *plans):
             raise UserError(f"--actions {path}: the name {name} is taken by another row; rename the file")
         plans[name] = what_if.read_actions(path, protocol["n_future"], actions.shape[2])
-    clips = list(range(min(args.n_show, len(data))))
+    clips = chosen(args, data)[: args.n_show]
     videos = what_if.imagine(model, data, protocol["cond"], clips, plans, args.seed)
     videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
-    pictures = [{label: video[b] for label, video in videos.items()} for b in clips]
+    pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(clips))]
     clear(out, r"what_if\.(gif|mp4)|what_if_\d+\.png")
-    for k, picture in enumerate(pictures):
+    for k, picture in zip(clips, pictures):
         visualize.save_grid(out / f"what_if_{k}.png", list(picture.items()), model.n_past)
     visualize.save_video(out / f"what_if.{args.video}", pictures, model.n_past, [f"clip {k}" for k in clips])
     for label, steps in plans.items():

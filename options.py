@@ -10,6 +10,7 @@ from pathlib import Path
 
 import smmnist
 from models import SVG, PoseCVAE
+from packed import SIZE
 from training import schedules
 from training.checkpoint import load_checkpoint
 from utils import UserError
@@ -140,6 +141,12 @@ def model_options(model, args):
     return {field.name: getattr(args, field.name) for field in model_fields(model)}
 
 
+def add_frame_size(add, size):
+    """What frames are resized to."""
+    for name, word in (("--frame_H", "height"), ("--frame_W", "width")):
+        add(name, None, f"resize frames of another size: to this {word} (give both; default: refuse them)", size)
+
+
 def training_parser(description):
     """Options of the SVG training commands."""
     parser = Parser(description)
@@ -150,6 +157,7 @@ def training_parser(description):
     add("--random_start", True, "train on windows anywhere in a clip", action=argparse.BooleanOptionalAction)
     add("--num_digits", 2, "digits of Moving MNIST (a --data_root with MNIST/raw)", number(int, 1, 10))
     add("--deterministic", False, "Moving MNIST bounces off the walls rather than at random", action="store_true")
+    add_frame_size(add, number(int, SIZE, SIZE))
     add("--data_device", None, "keep a packed data set on this device: cuda, cpu, ...; default: on disk")
     add_training(parser, SVG, add_kl_shares)
     return parser
@@ -164,6 +172,7 @@ def pose_parser(description):
     add("--max_stride", 1, "windows take every k-th frame, k from 1 to this", count)
     begins = "frames at which a new training recording begins; no window crosses them (default: train/cuts.txt, or none)"
     add("--cuts", None, begins, cuts, metavar="N,N,...")
+    add_frame_size(add, number(int, 11, 4096))
     add("--test", False, "score the checkpoint of --ckpt on the validation set instead", action="store_true")
     add_training(parser, PoseCVAE, add_kl_epochs)
     parser.set_defaults(batch_size=2, num_workers=0, beta=1.0)
@@ -263,6 +272,8 @@ def parse_training(parser, argv=None):
     n_eval = args.n_eval or args.n_past + 1
     if n_eval <= args.n_past:
         raise UserError(f"--n_eval {args.n_eval}: counts the given frames too; it must exceed --n_past {args.n_past}")
+    if (args.frame_H is None) != (args.frame_W is None):
+        raise UserError("--frame_H, --frame_W: give both, or neither")
     if args.tfr_lower_bound > args.tfr:
         raise UserError(f"--tfr_lower_bound {args.tfr_lower_bound}: above --tfr {args.tfr}, from which the ratio falls; lower it")
     return args

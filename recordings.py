@@ -16,12 +16,12 @@ class PoseDataset(Dataset):
 
     An item is frames and cond, (T, H, W, 3) uint8 each. A recording of L frames counts as L // n_frames items. The key i gives
     windows evenly spread over it. The key (i, u), u in [0, 1), gives a window of every k-th frame, k in 1 .. max_stride,
-    that starts in the item's part of the recording.
+    that starts in the item's part of the recording. Images of another size than `size`, (height, width), are resized to it.
     """
 
     cond_dim = channels = 3
 
-    def __init__(self, root, split, n_frames, cuts=None, n_clips=0, max_stride=1):
+    def __init__(self, root, split, n_frames, cuts=None, n_clips=0, max_stride=1, size=None):
         self.root, self.split, self.n_frames, self.max_stride = Path(root), split, n_frames, max_stride
         folder = self.root / split
         if not self.root.is_dir():
@@ -32,8 +32,8 @@ class PoseDataset(Dataset):
         n = max(count_frames(images), count_frames(labels))
         if n == 0:
             raise UserError(f"{folder}: no recording; expected {images}/0.png and {labels}/0.png")
-        self.frames = read_numbered(images, n)
-        self.labels = read_numbered(labels, n, self.frames.shape[1:3])
+        self.frames = read_numbered(images, n, resize_to=size)
+        self.labels = read_numbered(labels, n, self.frames.shape[1:3], size)
         source = "--cuts"
         if cuts is None:
             source, cuts = folder / "cuts.txt", read_cuts(folder / "cuts.txt")
@@ -74,8 +74,9 @@ class PoseDataset(Dataset):
         return self.frames[window], self.labels[window]
 
 
-def read_numbered(folder, n, size=None):
-    """The images 0.png .. n-1.png of a folder, (n, H, W, 3) uint8, all of one size (H, W)."""
+def read_numbered(folder, n, size=None, resize_to=None):
+    """The images 0.png .. n-1.png of a folder, (n, H, W, 3) uint8, all of one size (H, W), or resized to one."""
+    size = resize_to or size
     if size is None:
         size = read_image(folder / "0.png", lambda w, h: min(w, h) >= 11, "frames must be 11x11 or larger").shape[:2]
     h, w = size
@@ -83,9 +84,9 @@ def read_numbered(folder, n, size=None):
         images = torch.empty((n, h, w, 3), dtype=torch.uint8)
     except RuntimeError:
         raise UserError(f"{folder}: {n} frames of {w}x{h} do not fit in memory; make them smaller or fewer") from None
-    fits, wanted = lambda *found: found == (w, h), f"{w}x{h} wanted, as the first frame has"
+    fits, wanted = lambda *found: found == (w, h), f"{w}x{h} wanted, as the first frame has; --frame_H and --frame_W resize"
     for t in range(n):
-        images[t] = torch.from_numpy(read_image(folder / f"{t}.png", fits, wanted))
+        images[t] = torch.from_numpy(read_image(folder / f"{t}.png", fits, wanted, resize_to))
     return images
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import options
+from dataset import size_of
 from models import PoseCVAE
 from recordings import PoseDataset
 from training import trainer
@@ -17,8 +18,9 @@ def main():
     if args.test:
         return score(args)
     args = options.parse_training(parser)
-    train_set = PoseDataset(args.data_root, "train", args.train_vi_len, args.cuts, max_stride=args.max_stride)
-    val_set = PoseDataset(args.data_root, "val", args.n_eval)
+    size = size_of(vars(args))
+    train_set = PoseDataset(args.data_root, "train", args.train_vi_len, args.cuts, max_stride=args.max_stride, size=size)
+    val_set = PoseDataset(args.data_root, "val", args.n_eval, size=size)
     args.n_future = args.n_eval - 1  # what generate.py predicts unless told otherwise
     make_model = lambda: PoseCVAE(train_set.cond_dim, **options.model_options(PoseCVAE, args))
     return trainer.fit(make_model, train_set, val_set, args)
@@ -29,7 +31,7 @@ def score(args):
     if not args.init_from:
         raise UserError("--test: give the checkpoint to score with --ckpt RUN/best.pt")
     flags = dict(model_path=args.init_from, data_root=args.data_root, split="val", n_samples=1, n_future=args.n_eval - 1)
-    flags |= dict(log_dir=args.log_dir, seed=args.seed, device=args.device, precision=args.precision)
+    flags |= dict(log_dir=args.log_dir, seed=args.seed, frame_H=args.frame_H, frame_W=args.frame_W, device=args.device, precision=args.precision)
     words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
     return subprocess.call([sys.executable, str(Path(__file__).with_name("generate.py")), *words])
 

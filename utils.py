@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.functional import resize
 
 try:
     import fcntl
@@ -208,10 +209,11 @@ def count_frames(folder):
     return sum(path.stem.isdecimal() for path in folder.glob("*.png"))
 
 
-def read_image(path, fits, wanted):
+def read_image(path, fits, wanted, size=None):
     """An image (H, W, 3) uint8, on white where it is transparent.
 
-    Its size must pass fits(width, height), which is asked before any pixel is decoded; `wanted` says what would.
+    Its size must pass fits(width, height), which is asked before any pixel is decoded; `wanted` says what would. With `size`,
+    (height, width), any image is resized to it instead.
     """
     try:
         data = path.read_bytes()
@@ -220,11 +222,12 @@ def read_image(path, fits, wanted):
             deep = image.mode.startswith(("I", "F"))  # more than 8 bits, which conversion would clip
             image.verify()  # checksums, which decoding a PNG ignores
         with Image.open(io.BytesIO(data)) as image:
-            if fits(width, height) and not deep:
+            if (size or fits(width, height)) and not deep:
                 if image.has_transparency_data:
                     white = Image.new("RGBA", image.size, "white")
                     image = Image.alpha_composite(white, image.convert("RGBA"))
-                return np.array(image.convert("RGB"))
+                image = image.convert("RGB")
+                return np.array(resize(image, size, antialias=True) if size else image)
     except FileNotFoundError:
         raise UserError(f"{path}: missing frame; restore the file or remove its clip") from None
     except Exception:  # a damaged file makes Pillow raise nearly anything

@@ -282,3 +282,18 @@ def plot_best_of(path, curve, total, title):
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{as_title(title)}; band: 95 % interval over clips", fontsize=10)
     save_figure(figure, path)
+
+
+@_or_warn
+def plot_series(path, checkpoints, n_samples, title):
+    """Write the scores of several checkpoints over their epochs: [{"epoch", row: {metric: {"mean", "ci95"}}}]."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
+        for row, (colour, style, marker) in LINES.items():
+            points = [(c["epoch"], c[row][metric]["mean"]) for c in checkpoints]
+            axis.plot(*zip(*points), style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(as_title(title), fontsize=10)
+    save_figure(figure, path)

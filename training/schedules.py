@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-
 POSE_KL = ("NoKL_Annealing", "Monotonic", "Cyclical", "Cyclical_descent")  # the names of document 003
 
 
