@@ -34,8 +34,8 @@ def get_parser():
     parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
     parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
-    parser.add_argument("--n_samples", "--nsample", "--N", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
-    parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
+    parser.add_argument("--n_samples", "--nsample", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
+    parser.add_argument("--n_clips", "--N", type=options.natural, default=0, help="score the first clips only; 0: all")
     parser.add_argument("--clip", nargs="+", metavar="NAME", help="score and picture these clips only, by name as in metrics.json")
     options.add_frame_size(parser.group("frames"), options.number(int, 11, 4096))
     parser.add_argument(
@@ -62,6 +62,7 @@ def get_parser():
         help="output directory (default: results/RUN-SPLIT, with --data_root and --n_future)",
     )
     options.add_machine(parser.group("machine"))
+    options.answer(parser, options.OF_PREDICTION)
     return parser
 
 

@@ -101,13 +101,50 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class Answered(argparse.Action):
+    """A flag of another code base that has no place here: one line says what does its work."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string}: {self.metavar}")
+
+
+def answer(parser, answers):
+    """Answer flags {"--name --other": "what does their work"}."""
+    for names, text in answers.items():
+        parser.add_argument(*names.split(), action=Answered, nargs="*", metavar=text, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+# Flags of the robot labs' and the pose lab's scripts, and of edenton/svg (docs/flags.md).
+OF_TRAINING = {
+    "--gpu": "--device cuda:1 chooses a GPU; torchrun trains on several",
+    "--store_visualization --make_gif": "every validation writes gen/; --val_every says how often",
+    "--no_sanity": "no validation runs before the training; leave it out",
+    "--dataset": "--data_root finds out which data it holds",
+    "--name": "--log_dir names the run",
+    "--image_width": "frames are 64x64; --frame_H 64 --frame_W 64 resizes others",
+}
+OF_CHECKPOINT = (
+    "--n_past --g_dim --z_dim --rnn_size --F_dim --L_dim --N_dim --D_out_dim --train_vi_len --lr --optim --optimizer --num_epoch --niter"
+    " --tfr --tfr_sde --tfr_d_step --fast_train --fast_train_epoch --fast_partial --partial --per_save"
+    " --kl_anneal_type --kl_anneal_cycle --kl_anneal_ratio --last_frame_skip --beta --cond"
+)
+OF_PREDICTION = {
+    "--gpu": "--device cuda:1 chooses a GPU",
+    "--store_visualization --make_gif": "pictures are always written; --n_show 0 leaves them out",
+    "--no_sanity": "nothing runs before the prediction; leave it out",
+    "--val_vi_len": "--n_future is the number of predicted frames, without the given ones",
+    "--dataset": "--data_root finds out which data it holds",
+    OF_CHECKPOINT: "the checkpoint says it; leave the flag out",
+}
+
+
 def add_machine(add):
     """Where and how to compute; also part of generate.py."""
     add("--device", "auto", "auto, cpu, cuda, cuda:1, ...")
     add("--cuda", argparse.SUPPRESS, "the same as --device cuda", dest="device", action="store_const", const="cuda")
     precision = "auto: bf16 where the hardware has it, else fp32 (on a GPU convolutions in TF32, torch's own default)"
     add("--precision", "auto", precision, choices=("auto", "fp32", "bf16"))
-    add("--num_workers", 2, "processes that read clips; threads, of a packed data set", natural)
+    add("--num_workers --num_threads --data_threads", 2, "processes that read clips; threads, of a packed data set", natural)
 
 
 def add_model(parser, model):
@@ -120,7 +157,8 @@ def add_model(parser, model):
             continue
         bare = {"nargs": "?", "const": about["bare"]} if about["bare"] else {}
         kind = {"choices": about["choices"], "type": field.type} if about["choices"] else {"type": number(field.type, about["low"], about["high"])}
-        add(f"--{field.name}", field.default, about["help"], **kind, **bare)
+        names = f"--{field.name} --model" if field.name == "backbone" else f"--{field.name}"  # edenton/svg's
+        add(names, field.default, about["help"], **kind, **bare)
 
 
 def model_fields(model):
@@ -202,6 +240,7 @@ def add_kl_epochs(add):
 
 def add_training(parser, model, add_kl_schedule):
     """What every training is told."""
+    answer(parser, OF_TRAINING)
     add = parser.group("run")
     weights = "begin with the weights of this checkpoint, or of the best.pt of this folder; the model must be the same"
     add("--init_from --ckpt --ckpt_path --model_dir", None, weights, metavar="CKPT")
@@ -212,6 +251,7 @@ def add_training(parser, model, add_kl_schedule):
     add("--fast_train", False, "begin on a part of the training set", action="store_true")
     add("--fast_train_epoch", 5, "last epoch of that, counted from 0", natural)
     add("--fast_partial", 0.4, "the part: the first clips up to this share", number(float, 1e-6, 1))
+    add("--partial", 1.0, "train on the first clips up to this share only", number(float, 1e-6, 1))
     add("--batch_size", 16, "clips a step", count)
     add("--seed", 1, "of weights, data order, noise and teacher forcing", natural)
     add_machine(add)
@@ -242,7 +282,7 @@ def add_training(parser, model, add_kl_schedule):
     ema = "predict with the weights' exponential moving average, of this decay a step (0.999; 0: with the last ones)"
     add("--ema", 0.0, ema, number(float, 0, 1 - 1e-9), metavar="DECAY")
     add("--beta1", 0.9, "momentum term", number(float, 0, 1 - 1e-6))
-    add("--optimizer", "adam", "update rule", choices=("adam", "rmsprop", "sgd"))
+    add("--optimizer --optim", "adam", "update rule: adam, adamw, rmsprop or sgd", one_of("adam", "adamw", "rmsprop", "sgd"))
     add("--grad_clip", 1.0, "largest norm of the gradient; 0: any", positive)
 
     add = parser.group("validation")
@@ -307,7 +347,7 @@ def check_values(parser, path, run):
     for action in parser._actions:
         name, value = action.dest, run.get(action.dest, action.default)
         other_name = action.nargs == 0 and action.const not in (None, True)  # --cuda, --kl_anneal_cyclical
-        if name in ("help", "resume", "log_dir") or other_name:
+        if name in ("help", "resume", "log_dir") or other_name or isinstance(action, Answered):
             continue
         try:
             if action.nargs == 0 or value is None:  # a switch; what has no default may be missing

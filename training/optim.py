@@ -81,8 +81,9 @@ def build_models(make_model, args, device):
 def make_optimizer(model, args, device):
     """The optimiser of --optimizer, fused where torch has it."""
     fused = device.type in ("cpu", "cuda")
-    if args.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), args.lr, betas=(args.beta1, 0.999), fused=fused)
+    if args.optimizer in ("adam", "adamw"):
+        rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
+        return rule(model.parameters(), args.lr, betas=(args.beta1, 0.999), fused=fused)
     if args.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.beta1, fused=fused)
         if args.beta1:

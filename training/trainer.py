@@ -61,7 +61,7 @@ class Trainer:
         self.model, self.eval_model = build_models(make_model, args, device)
         self.objective = distributed.wrap(Objective(self.model, args.beta), device)
         self.optimizer = make_optimizer(self.model, args, device)
-        part = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else 1.0
+        part = lambda epoch: args.fast_partial if args.fast_train and epoch <= args.fast_train_epoch else args.partial
         self.sampler = ClipSampler(
             len(train_set), args.batch_size, args.epoch_size, args.seed, args.random_start, distributed.share, part
         )
