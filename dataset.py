@@ -6,7 +6,6 @@ packed form of the same clips, which scripts/data/ writes (see PackedDataset).
 Recordings of a person with pose drawings have a layout of their own (recordings.py).
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +145,8 @@ class PackedDataset(Clips):
         try:
             with open(self.path, "rb", buffering=0) as file:
                 for row, window in zip(rows.tolist(), out.numpy()):
-                    if os.preadv(file.fileno(), [window], self.header + row * SIZE * SIZE * 3) != window.nbytes:
+                    file.seek(self.header + row * SIZE * SIZE * 3)
+                    if file.readinto(window) != window.nbytes:
                         raise UserError(f"{self.path}: ends early; it changed while it was read")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}); copy or pack it again") from None

@@ -114,7 +114,7 @@ def tune(keep_memory=True):
     """Settings of the libraries below torch that make steps faster and change no result but for cuDNN's rounding."""
     torch.backends.cudnn.benchmark = True
     # glibc gives large freed blocks back to the system, and every step then has to get them anew, page by page.
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0 if keep_memory else 65536)
         mallopt(M_TRIM_THRESHOLD, -1 if keep_memory else 128 * 1024)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from conftest import ROOT
 
 import generate
 import options
-from conftest import ROOT
 from training import optim, trainer
 
 # A flag with a value of its script, and the setting that it is here; None where one line answers.
@@ -145,8 +145,9 @@ def test_adamw_decays_weights():
 @pytest.mark.slow
 def test_partial_trains_on_the_first_clips(tiny_data, tmp_path, monkeypatch):
     """A share of the clips in all epochs; with --fast_train its own share first."""
-    import train_learned_prior
     from conftest import TINY
+
+    import train_learned_prior
 
     parts = []
     monkeypatch.setattr(trainer, "train", lambda *_: 0)
