@@ -174,8 +174,6 @@ def model_options(model, args):
         )
     if getattr(args, "norm", None) == "batch" and args.batch_size < 2:
         raise UserError("--batch_size 1: BatchNorm needs two clips or more; raise it, or give --norm group")
-    if getattr(args, "hierarchy", 1) > 1 and args.backbone != "vgg":
-        raise UserError(f"--hierarchy {args.hierarchy}: reads what vgg pools; leave it out, or give --backbone vgg")
     return {field.name: getattr(args, field.name) for field in model_fields(model)}
 
 

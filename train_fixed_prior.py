@@ -1,23 +1,11 @@
-"""Train SVG-FP: action-conditioned stochastic video generation with the fixed prior z ~ N(0, I)."""
+"""Train SVG-FP: action-conditioned stochastic video generation with a fixed prior z ~ N(0, I)."""
 
-import options
-from dataset import open_splits
-from models import SVG
-from training import trainer
+from train_learned_prior import train
 from utils import run_command
 
 
 def main():
-    args = options.parse_training(options.training_parser(__doc__))
-    train_set, val_set = open_splits(args)
-
-    def make_model():
-        model = SVG(train_set.cond_dim, prior="fixed", **options.model_options(SVG, args))
-        if not args.resume:  # a checkpoint has them
-            model.set_cond_stats(*train_set.cond_stats())
-        return model
-
-    return trainer.fit(make_model, train_set, val_set, args)
+    return train("fixed", __doc__)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,8 @@ class SVG(nn.Module):
         super().__init__()
         o = Config(cond_dim, prior, **options)
         check_config(o)
+        if o.hierarchy > 1 and o.backbone != "vgg":
+            raise ValueError(f"hierarchy {o.hierarchy} reads what vgg pools, and the backbone is {o.backbone}")
         self.config = {"name": "svg", **asdict(o)}  # what rebuilds this model from a checkpoint
         self.n_past, self.z_dim = o.n_past, o.z_dim
         self.last_frame_skip, self.skip_frame = o.last_frame_skip, o.skip_frame

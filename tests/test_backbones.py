@@ -92,3 +92,8 @@ def test_a_loss_and_a_prediction(backbone, channels, options):
     future = again.eval().predict(x[:, :2], c, 4, 2, generators())
     assert future.shape == (2, 3, 4, channels, 64, 64) and future.min() >= 0 and future.max() <= 1
     assert torch.equal(future, model.predict(x[:, :2], c, 4, 2, generators()))
+
+
+def test_finer_latents_read_what_vgg_pools():
+    with pytest.raises(ValueError, match="hierarchy 2 reads what vgg pools, and the backbone is dcgan"):
+        SVG(5, width=4, backbone="dcgan", hierarchy=2)

@@ -150,8 +150,10 @@ def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
         if distributed.size() > 1:
             state["bad_clips"] = []  # rank 0's alone were saved
         frames = old.n_eval or old.n_past + old.n_future
-        data = lambda a: (Path(a.data_root).resolve(), getattr(a, "num_digits", 0), getattr(a, "deterministic", 0))
-        changed = [f"--data_root {old.data_root} -> {args.data_root}"] * (data(old) != data(args))
+        root = lambda a: Path(a.data_root).resolve()
+        digits = lambda a: (getattr(a, "num_digits", 2), getattr(a, "deterministic", False))
+        changed = [f"--data_root {old.data_root} -> {args.data_root}"] * (root(old) != root(args))
+        changed += ["other digits"] * (digits(old) != digits(args))
         changed += [f"clips of {frames} -> {val_set.n_frames} frames"] * (frames != val_set.n_frames)
         if changed:  # another scale
             state["best_psnr"] = -1.0

@@ -66,7 +66,7 @@ def build_models(make_model, args, device):
         model = make_model()
     except (RuntimeError, MemoryError, ValueError) as error:
         raise UserError(
-            f"the model cannot be made ({str(error).splitlines()[0][:80]}); lower its sizes (--help: model)"
+            f"the model cannot be made ({str(error).splitlines()[0][:80]}); change its options (--help: model)"
         ) from None
     if args.init_from and not args.resume:
         load_weights(model, args.init_from)
