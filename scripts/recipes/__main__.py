@@ -6,7 +6,7 @@
 
 A run is RUNS/RECIPE[-small]-seedN. One that was interrupted is resumed, and a finished one left alone, so the same command
 goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, `parity` those that
-compare each default with the classic choice, JOBS at a time on one thread each, and a report over them. Document 003's want
+compare each default with the classic choice, `study` those of docs/experiments.md about latents (MNIST lies in data/mnist), JOBS at a time on one thread each, and a report over them. Document 003's want
 recordings with pose drawings: POSE_ROOT=data/dancer, say; without it `all` leaves them out.
 """
 
@@ -115,7 +115,7 @@ def print_table():
 def get_parser():
     parser = options.Parser(__doc__, argparse.RawDescriptionHelpFormatter, prog="recipes", usage="%(prog)s RECIPE [flags]")
     add, environ = parser.add_argument, os.environ.get
-    add("recipe", choices=["list", *GROUPS, *RECIPES], metavar="RECIPE", help="a name, list, all, extensions or parity")
+    add("recipe", choices=["list", *GROUPS, *RECIPES], metavar="RECIPE", help="a name, list, all, extensions, parity or study")
     add("--small", action="store_true", help="width 8 (of pose: an eighth), batches of 4 at most, 20 epochs of 12 steps")
     add("--niter", "--num_epoch", type=options.count, help="epochs, over which the schedules keep their shape")
     add("--seed", type=options.natural, help="of one recipe (1)")

@@ -105,4 +105,20 @@ for group, epochs, fixed, changes in (
     for name, (flags, note) in changes.items():
         flags = f"--width 8 --num_workers 0 {fixed} {flags}"
         RECIPES[f"{group}_{name}"] = Recipe("-", LP, epochs, flags, "-", note, 3)
-GROUPS = {"all": ("000", "001", "002", "003"), "extensions": ("extension",), "parity": ("parity",)}  # how names begin
+
+# What makes samples differ: the data's uncertainty, the prior, the weight of the KL term. Three seeds where SVG's paper finds the
+# learned prior better.
+STUDY = {
+    "smmnist": ("--data_root data/mnist --width 8 --batch_size 8 --epoch_size 300", "Moving MNIST"),
+    "none": ("--cond none --width 8 --batch_size 4 --epoch_size 240", "pushing, no condition"),
+    "action": ("--cond action --width 8 --batch_size 4 --epoch_size 240", "pushing, told the actions"),
+    "position": ("--cond action+position --width 8 --batch_size 4 --epoch_size 240", "pushing, told actions and positions"),
+}
+for data, (fixed, where) in STUDY.items():
+    for prior, script in (("fixed", FP), ("learned", LP)):
+        for beta in ("1e-4", "1e-5", "auto"):
+            flags = f"{fixed} --num_workers 0 --last_frame_skip --lr_cosine --ema 0.999 --val_every 5 --tfr_start_decay_epoch @3"
+            flags += f" --tfr_end_decay_epoch @4 --beta {beta}"
+            seeds = 3 if (data, beta) == ("smmnist", "auto") else 1
+            RECIPES[f"study_{data}_{prior}_{beta}"] = Recipe("-", script, 5, flags, "-", f"{where}; {prior} prior, beta {beta}", seeds)
+GROUPS = {"all": ("000", "001", "002", "003"), "extensions": ("extension",), "parity": ("parity",), "study": ("study",)}  # how names begin
