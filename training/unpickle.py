@@ -3,7 +3,7 @@
 A pickle is a program: it names classes and functions, and calls them. The reader here imports none of them. A module becomes
 a `Standin` that holds its attributes, a tensor becomes a `View` of the file's bytes, and any other call is refused.
 
-What a file can still do is waste time, or memory in proportion to its size.
+What a file can still do is waste time, or end the process: a tuple nested a million deep does as a dict's key.
 """
 
 import io
