@@ -591,16 +591,21 @@ def test_what_a_pickle_may_call_it_cannot_change(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "offset, stride, numel",
-    [(1, (8, 1), 64), (0, (9, 1), 64), (0, (0, 0), 1), (-1, (8, 1), 64), (64, (-8, -1), 64), (0, (2**61, 1), 64), (0, (8, 1), 2**40), (0, (8,), 64), (0, (8.0, 1), 64)],
-)
-def test_a_tensor_beyond_its_storage(offset, stride, numel):
-    """It would show, or change, memory of others."""
-    storages = {"0": torch.arange(64.0).numpy().tobytes()}
+    "offset, stride, numel, stored",
+    [
+        (1, (8, 1), 64, 64), (0, (9, 1), 64, 64), (0, (2**61, 1), 64, 64),  # beyond its end
+        (-1, (8, 1), 64, 64), (64, (-8, -1), 64, 64),  # before its start
+        (0, (0, 0), 1, 1),  # a small storage as a large tensor
+        (0, (8, 1), 2**40, 64), (0, (8, 1), 64, 63), (0, (8,), 64, 64), (0, (8.0, 1), 64, 64),
+    ],
+)  # fmt: skip
+def test_a_tensor_beyond_its_storage(offset, stride, numel, stored):
+    """It would show memory of others, or take much of its own."""
+    bytes_of = lambda n: {"0": torch.arange(float(n)).numpy().tobytes()}
     good = View(Storage(torch.float32, "0", 64), 0, (8, 8), (8, 1))
-    assert torch.equal(good.read(storages, torch.float64), torch.arange(64).double().view(8, 8))
+    assert torch.equal(good.read(bytes_of(64), torch.float64), torch.arange(64).double().view(8, 8))
     with pytest.raises(ValueError):
-        View(Storage(torch.float32, "0", numel), offset, (8, 8), stride).read(storages, torch.float32)
+        View(Storage(torch.float32, "0", numel), offset, (8, 8), stride).read(bytes_of(stored), torch.float32)
 
 
 class Beyond:
