@@ -21,7 +21,7 @@ from conftest import ROOT, call, run
 from models import PoseCVAE
 from models.gaussian import draw_noise
 from training.checkpoint import load_checkpoint, load_model
-from training.unpickle import Storage, View
+from training.unpickle import Reader, Storage, View
 
 FOREIGN = {}  # the re-stated classes by their module; importable while a file is saved, and never while it is read
 
@@ -591,6 +591,21 @@ def test_what_a_pickle_may_call_it_cannot_change(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "data, made",
+    [
+        (apply("torch", "Size", (2, 3)), (2, 3)),
+        (apply("torch.autograd.variable", "Variable", 1), 1),
+        (apply("builtins", "set", [1]), [1]),
+        (apply("collections", "OrderedDict", [["a", 1]]) + value({"items": None}) + b"b", {"a": 1}),
+    ],
+)
+def test_what_a_pickle_may_call(data, made):
+    found = Reader(io.BytesIO(b"\x80\x02" + data + b".")).load()
+    assert found == made
+    assert not isinstance(made, dict) or list(found.items()) == [("a", 1)], "what a file sets on a table hides no method"
+
+
+@pytest.mark.parametrize(
     "offset, stride, numel, stored",
     [
         (1, (8, 1), 64, 64), (0, (9, 1), 64, 64), (0, (2**61, 1), 64, 64),  # beyond its end
@@ -664,6 +679,11 @@ def test_an_archive_of_another_kind(tmp_path):
     with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**22))
     assert "compressed" in refusal(source)
+    data = save(source, networks(), legacy=True).read_bytes()
+    for here, there in ((b"little_endianq\x02\x88", b"little_endianq\x02\x89"), (b"\x8a\nl\xfc", b"\x8a\nm\xfc")):
+        assert data.count(here) == 1
+        source.write_bytes(data.replace(here, there))
+        assert "damaged" in refusal(source)
 
 
 @pytest.mark.slow
