@@ -24,7 +24,7 @@ KEPT = 3 * UNDO  # steps that can be undone in all
 CHART = 100  # steps whose actions and scores a view shows
 LOGGED = 600  # steps from the given frames on that a recording holds; memory is bounded
 AXES = ("x", "y", "z", "turn")  # the numbers of an action, as far as the bundled data name them
-BLOCK = 2**40  # between the generators' numbers of a clip's blocks of noise, more than there are clips
+STRIDE = 0x9E3779B1  # between the generators of a clip's blocks of noise: far apart in the 32 bits that torch keeps of a seed
 
 
 class Moment(NamedTuple):
@@ -53,6 +53,16 @@ class Scene(NamedTuple):
     past: torch.Tensor  # (1, n_past, C, H, W)
     actions: torch.Tensor | None  # (n_past, A)
     positions: torch.Tensor | None  # (n_past, P)
+
+
+class Recording(NamedTuple):
+    """The steps since the given frames, LOGGED at most; generate.py --actions repeats the first `replayed` of them."""
+
+    log: list
+    scene: Scene
+    clip: int
+    horizon: int
+    replayed: int
 
 
 class Session:
@@ -125,7 +135,7 @@ class Session:
 
     def draw_block(self, number, seed, clip, n_futures):
         """`predict`'s noise for the horizon, or its `number`-th continuation: a list a level of (steps, N, ...)."""
-        generators = metrics.noise_generators(seed, [clip + BLOCK * number])
+        generators = metrics.noise_generators(seed, [clip + STRIDE * number])
         steps = self.model.n_past + self.horizon - 1
         return draw_noise(n_futures, 1, steps, self.model.latent_shapes, generators, self.scene.past)
 
@@ -233,10 +243,11 @@ class Session:
         )  # fmt: skip
         return header, b"".join(frame.tobytes() for frame in pictures.values())
 
-    def replayed(self):
-        """How many steps of the log `generate.py --actions` repeats: none of a simulated scene, else those of its noise."""
+    def recording(self):
+        """What `save` writes of the steps since the given frames."""
         of_plan = [step.noise == (*self.log[0].noise[:2], False) for step in self.log[: self.horizon]]
-        return 0 if self.simulator or not len(self.scale) else [*of_plan, False].index(False)
+        replayed = 0 if self.simulator or not self.axes else [*of_plan, False].index(False)
+        return Recording(self.log, self.scene, self.clip, self.horizon, replayed)
 
 
 def take(now, rows):
@@ -249,19 +260,19 @@ def take(now, rows):
     return Rollout(pick(now.state), terms, None, now.frame[:, rows])
 
 
-def save(folder, log, scene, horizon, video):
+def save(folder, recording, video):
     """Write a recording into a folder: steer.gif or steer.mp4, and actions.csv, a row a step from the last given frame on.
 
-    Of futures that were not there at every step only the others are shown. generate.py wants a row for each step of the
-    horizon: the arm rests in those after the recording.
+    Futures that were not there at every step are left out. generate.py wants a row for each step of the horizon: the arm
+    rests in those after the recording.
     """
-    given = metrics.to_uint8(scene.past[0])
-    black = given * 0
+    log, given = recording.log, metrics.to_uint8(recording.scene.past[0])
     rows = {}
-    for label in set.intersection(*(set(step.pictures) for step in log)):
-        rows[label] = np.stack([*(black if label == "spread" else given), *(step.pictures[label] for step in log)])
-    visualize.save_video(folder / f"steer.{video}", [dict(sorted(rows.items()))], len(given), scale=3)
+    for label in sorted(set.intersection(*(set(step.pictures) for step in log))):
+        rows[label] = np.stack([*(given * (label != "spread")), *(step.pictures[label] for step in log)])
+    visualize.save_video(folder / f"steer.{video}", [rows], len(given), scale=3)
     actions = torch.stack([step.action for step in log])
-    rest = torch.zeros(max(0, horizon - len(log)), actions.shape[1])
-    with writing(folder / "actions.csv") as temporary:
-        np.savetxt(temporary, torch.cat([actions, rest]).numpy(), fmt="%.9g", delimiter=",")  # float32, to the bit
+    if actions.shape[1]:
+        rest = torch.zeros(max(0, recording.horizon - len(log)), actions.shape[1])
+        with writing(folder / "actions.csv") as temporary:
+            np.savetxt(temporary, torch.cat([actions, rest]).numpy(), fmt="%.9g", delimiter=",")  # float32, to the bit
