@@ -59,12 +59,14 @@ def record(args, recording):
     folder = next(f for f in (out / f"recording_{k}" for k in range(10**9)) if not f.exists())
     session.save(folder, recording, args.video)
     seed, n_samples, _ = log[0].noise
+    # generate.py has neither simulated scenes nor plans without actions.
     command = ["python", "generate.py", "--actions", str(folder / "actions.csv"), "--model_path", args.model_path]
     command += ["--data_root", args.data_root] if args.data_root else []
     given = dict(split=args.split, n_future=recording.horizon, n_samples=n_samples, n_show=recording.clip + 1, seed=seed)
     given |= dict(device=args.device, precision=args.precision, log_dir=folder / "replay")
     command += [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    found = dict(clip=recording.scene.name, steps=len(log), replayed=recording.replayed, command=shlex.join(command))
+    found = dict(clip=recording.scene.name, steps=len(log), replayed=recording.replayed)
+    found |= {"command": shlex.join(command)} if recording.replayed else {}
     write_json(folder / "steer.json", found)
     return f"wrote {folder}: {len(log)} steps, of which generate.py replays {recording.replayed}"
 
