@@ -40,20 +40,24 @@ MESSAGES = {
 }  # fmt: skip
 
 
+class NotUnderstood(Exception):
+    """Why a message ends its page's connection."""
+
+
 def parse(text, n_axes):
-    """A page's message as a dict; a ValueError says what is not understood."""
+    """A page's message: its type, and the values of its other entries."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError("not JSON") from None
+        raise NotUnderstood("not JSON") from None
     kind = message.pop("type", None) if isinstance(message, dict) else None
     if type(kind) is not str or kind not in MESSAGES:
-        raise ValueError(f"unknown type; known are {', '.join(MESSAGES)}")
+        raise NotUnderstood(f"unknown type; known are {', '.join(MESSAGES)}")
     if message.keys() != MESSAGES[kind].keys():
-        raise ValueError(f"{kind} takes {', '.join(MESSAGES[kind]) or 'nothing'}")
+        raise NotUnderstood(f"{kind} takes {', '.join(MESSAGES[kind]) or 'nothing'}")
     for name, good in MESSAGES[kind].items():
         if not good(message[name]) or (name == "direction" and len(message[name]) != n_axes):
-            raise ValueError(f"{kind}: bad {name}")
+            raise NotUnderstood(f"{kind}: bad {name}")
     return kind, *[message[name] for name in MESSAGES[kind]]
 
 
@@ -87,7 +91,7 @@ class Server:
         self.n_axes = len(steered.axes)
         self.running, self.speed, self.key, self.note, self.saving = False, 1.0, 0, "", False
         self.held = self.tapped = [0.0] * self.n_axes
-        self.about, self.view = {}, steered.view()
+        self.about, self.view = {"key": 0}, steered.view()
 
     def publish(self, **news):
         """There is something new to show."""
@@ -227,9 +231,9 @@ class Server:
                 if message.type == WSMsgType.ERROR:  # too long, or no UTF-8: already closed
                     break
                 if message.type != WSMsgType.TEXT:
-                    raise ValueError("text, not bytes, is understood")
+                    raise NotUnderstood("text, not bytes, is understood")
                 await self.do(viewer, *parse(message.data, self.n_axes))
-        except ValueError as error:
+        except NotUnderstood as error:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode()[:120])
         finally:
             sending.cancel()

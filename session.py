@@ -22,7 +22,7 @@ from utils import UserError, writing
 UNDO = 10  # steps that `undo` goes back
 KEPT = 3 * UNDO  # steps that can be undone in all
 CHART = 100  # steps whose actions and scores a view shows
-LOGGED = 600  # steps from the given frames on that a recording holds; memory is bounded
+LOGGED = 300  # steps from the given frames on that a recording holds
 AXES = ("x", "y", "z", "turn")  # the numbers of an action, as far as the bundled data name them
 STRIDE = 0x9E3779B1  # between the generators of a clip's blocks of noise: far apart in the 32 bits that torch keeps of a seed
 

@@ -27,6 +27,12 @@ def resident(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def wait(page, condition):
+    """Until a condition holds; playwright's own wait_for_function needs `eval`, which the page forbids."""
+    while not page.evaluate(condition):
+        time.sleep(0.05)
+
+
 def drive(page, pid, steps, reset_every):
     """Press random keys for so many steps, from new clips now and then; yields a row (step, frames/s, latency, MiB) at times."""
     rng, done, shown, at = random.Random(0), 0, 0, 0
@@ -42,7 +48,7 @@ def drive(page, pid, steps, reset_every):
             yield done + at, page.inner_text("#fps"), page.inner_text("#ms"), page.inner_text("#latency"), resident(pid)
         if at > reset_every:
             page.keyboard.press("n")
-            page.wait_for_function("view.t <= 0")
+            wait(page, "view.t <= 0")
             done, at = done + at, 0
 
 
@@ -67,7 +73,7 @@ def main():
                 system = shutil.which("chromium") or shutil.which("google-chrome")
                 page = running.chromium.launch(executable_path=system, args=["--no-sandbox"]).new_page()
                 page.goto(line.split()[1])
-                page.wait_for_function("view && view.t === 0")
+                wait(page, "view && view.t === 0")
                 print(f"{'step':>6}  {'frames/s':>8}  {'a step':>9}  {'key to picture':>26}  {'MiB':>6}")
                 for step, fps, step_ms, latency, mib in drive(page, process.pid, args.steps, args.reset_every):
                     print(f"{step:6}  {fps:>8}  {step_ms:>9}  {latency:>26}  {mib:6.0f}", flush=True)
