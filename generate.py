@@ -34,7 +34,8 @@ def get_parser():
     parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
     parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
-    parser.add_argument("--n_samples", "--nsample", type=options.number(int, 1, 1_000_000), default=10, help="futures a clip")
+    futures = "futures a clip, or a plan of --what_if and --actions (default: 10, of a plan 1)"
+    parser.add_argument("--n_samples", "--nsample", type=options.number(int, 1, 1_000_000), help=futures)
     parser.add_argument("--n_clips", "--N", type=options.natural, default=0, help="score the first clips only; 0: all")
     parser.add_argument("--clip", nargs="+", metavar="NAME", help="score and picture these clips only, by name as in metrics.json")
     options.add_frame_size(parser.group("frames"), options.number(int, 11, 4096))
@@ -70,6 +71,7 @@ def main():
     args = get_parser().parse_args()
     if (args.what_if or args.actions) and not args.n_show:
         raise UserError("--n_show 0: leaves --what_if nothing to picture; give a number of clips")
+    args.n_samples = args.n_samples or (1 if args.what_if or args.actions else 10)
     if args.video == "mp4":
         visualize.require_mp4()
     device, precision = choose_machine(args)
@@ -232,9 +234,11 @@ def show_what_if(args, model, data, protocol, out):
             raise UserError(f"--actions {path}: the name {name} is taken by another row; rename the file")
         plans[name] = what_if.read_actions(path, protocol["n_future"], actions.shape[2])
     clips = chosen(args, data)[: args.n_show]
-    videos = what_if.imagine(model, data, protocol["cond"], clips, plans, args.seed)
-    videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
-    pictures = [{label: video[b] for label, video in videos.items()} for b in range(len(clips))]
+    pictures = []
+    with model.predicting():
+        for k in clips:  # one at a time: in a batch the last bits of a clip's frames depend on how many clips there are
+            videos = what_if.imagine(model, data, protocol["cond"], [k], plans, args.seed, args.n_samples)
+            pictures.append({label: metrics.to_uint8(video[0]) for label, video in videos.items()})
     clear(out, r"what_if\.(gif|mp4)|what_if_\d+\.png")
     for k, picture in zip(clips, pictures):
         visualize.save_grid(out / f"what_if_{k}.png", list(picture.items()), model.n_past)

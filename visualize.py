@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from utils import UserError, writing
 
 GIVEN, PREDICTED = (40, 160, 60), (200, 40, 40)
-TRUE_ROWS = ("truth", "pose")  # green throughout
+TRUE_ROWS = ("truth", "pose", "simulator")  # green throughout
 # Wong's colour-blind safe palette; they differ in lightness and each row has its own line style, so grey print works.
 # Rows often lie on one another: each has a marker that shows round those drawn after it.
 LINES = {

@@ -1,5 +1,6 @@
 """What if the robot did something else: the same past, predicted under different actions."""
 
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -53,6 +54,16 @@ def fit_gain(actions, positions):
     return torch.linalg.lstsq(actions[:, :-1].flatten(0, 1).double(), moves.flatten(0, 1).double()).solution.float()
 
 
+def reckon(position, action, gain):
+    """Dead reckoning: where an action (..., A) takes a position (..., P), by the gain (A, P).
+
+    Number by number, as a matrix product rounds otherwise for one clip than for many.
+    """
+    for number, row in zip(action.unbind(-1), gain):
+        position = position + number[..., None] * row
+    return position
+
+
 def replace(actions, positions, steps, n_past, gain):
     """Conditions of clips that do `steps` (n, A) from the last given frame on: actions (B, T, A), positions (B, T, P).
 
@@ -62,17 +73,18 @@ def replace(actions, positions, steps, n_past, gain):
     actions = actions.clone()
     actions[:, n_past - 1 : n_past - 1 + len(steps)] = steps
     if positions is not None:
-        moves = actions[:, n_past - 1 : -1] @ gain
-        given = positions[:, :n_past]
-        positions = torch.cat([given, given[:, -1:] + moves.cumsum(1)], 1)
+        follow = lambda position, action: reckon(position, action, gain)
+        reckoned = accumulate(actions[:, n_past - 1 : -1].unbind(1), follow, initial=positions[:, n_past - 1])
+        positions = torch.cat([positions[:, : n_past - 1], torch.stack(list(reckoned), 1)], 1)
     return actions, positions
 
 
-def imagine(model, data, cond, clips, plans, seed=1):
+def imagine(model, data, cond, clips, plans, seed=1, n_samples=1):
     """Some clips' futures under several plans: {"truth", "true actions", *plans: frames (len(clips), T, 3, H, W)}.
 
     clips are indices into `data`, plans {label: actions (n_future, A)}, see `directions`. A clip's noise is the same for
-    every plan, so that only the actions make the difference. The frames include the given ones.
+    every plan, so that only the actions make the difference. The frames include the given ones. Of several samples a
+    plan has as many rows, with their numbers: "LABEL 1", "LABEL 2", ...
     """
     actions, positions = read_conditions(data, cond)
     gain = None if positions is None else fit_gain(actions, positions)
@@ -86,6 +98,7 @@ def imagine(model, data, cond, clips, plans, seed=1):
             parts = replace(actions, positions, steps, model.n_past, gain)
         parts = [part for word, part in zip(("action", "position"), parts) if word in cond]
         generators = noise_generators(seed, clips)
-        future = model.predict(past, torch.cat(parts, -1).to(frames), n_future, 1, generators)[0]
-        videos[label] = torch.cat([past, future], 1)
+        futures = model.predict(past, torch.cat(parts, -1).to(frames), n_future, n_samples, generators)
+        for number, future in enumerate(futures, 1):
+            videos[label if n_samples == 1 else f"{label} {number}"] = torch.cat([past, future], 1)
     return videos

@@ -297,11 +297,11 @@ class SVG(nn.Module):
         c = self.standardise(cond)
         eps = draw_noise(n_samples, len(past), n_steps, self.latent_shapes, generator, past)
         now = self.begin(past, c[:n_past], eps, n_samples)
-        c = c.repeat(1, n_samples, 1)
         predicted, p = past.new_empty(n_future, *now.source.h.shape[1:2], *past.shape[2:]), []
         for i in range(n_past, n_past + n_future):
             at = slice(i - 1, i)
-            x, p_at, now = self.advance(now, c[at], q and [q_l.at(at) for q_l in q], [e[at] for e in eps])
+            # c repeated here: a slice begins anywhere in memory, which may change the last bits, and session.py has none.
+            x, p_at, now = self.advance(now, c[at].repeat(1, n_samples, 1), q and [q_l.at(at) for q_l in q], [e[at] for e in eps])
             predicted[i - n_past] = x[0]
             p.append(p_at)
         return predicted.transpose(0, 1).unflatten(0, (n_samples, len(past))), p

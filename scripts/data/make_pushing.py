@@ -9,10 +9,6 @@ MuJoCo and of the GL renderer.
 """
 
 import argparse
-import importlib.util
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from options import Parser, count, natural, number
+from scripts.data.gl import choose_gl
 from scripts.data.pack_dataset import SPLITS, claim, in_workers, writing_folder
 from scripts.data.simulator import SIZE, Retry, Simulator
 from utils import UserError, locked, run_command
@@ -86,22 +83,6 @@ def clip_folders(out, counts):
         for index in range(n_clips):
             first = index // GROUP * GROUP
             yield split, index, out / split / f"traj_{first}_to_{first + GROUP - 1}" / str(index - first)
-
-
-def choose_gl():
-    """Set MUJOCO_GL, unless it is set, to the first way to draw without a screen that works."""
-    if importlib.util.find_spec("mujoco") is None:
-        raise UserError("mujoco is missing: pip install -r scripts/data/requirements-sim.txt")
-    choices = ["egl", "osmesa"] if sys.platform.startswith("linux") else [""]
-    choices = [os.environ["MUJOCO_GL"]] if "MUJOCO_GL" in os.environ else choices
-    test = "import mujoco as m; m.Renderer(m.MjModel.from_xml_string('<mujoco/>')).render()"
-    for choice in choices:
-        os.environ["MUJOCO_GL"] = choice
-        # A process of its own: once tried, a backend cannot be exchanged for another.
-        if subprocess.run([sys.executable, "-c", test], capture_output=True).returncode == 0:
-            return
-    tried = ", ".join(choices) or "the default"
-    raise UserError(f"no OpenGL without a screen (tried {tried}): apt-get install libegl1 or libosmesa6")
 
 
 def main():

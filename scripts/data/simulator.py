@@ -1,11 +1,20 @@
 """A robot gripper that pushes toys around a tray, simulated and drawn with MuJoCo.
 
 Metres and radians: +x is to the right in the image, +y up in it, +z up; the origin is in the middle of the tray floor.
+As an environment, once `gl.choose_gl` has found how to draw:
+
+    simulator = Simulator()
+    frame = simulator.reset(numpy.random.default_rng(0))
+    action, stuck = simulator.step(command)
+    frame, here = simulator.render(), simulator.state()
+    simulator.set_state(here)
 """
 
 import colorsys
 
 import numpy as np
+
+from utils import UserError
 
 SIZE = 64  # pixels of a frame's side
 OVERSAMPLE = 4  # frames are drawn this many times larger, then averaged down
@@ -162,16 +171,35 @@ def place_toys(rng, tip):
 
 
 class Simulator:
-    """A tray of toys drawn from `rng`, at rest, and a gripper that goes exactly where it is told; Retry if the draw is no good."""
+    """A tray of toys, at rest, and a gripper that goes exactly where it is told.
 
-    def __init__(self, rng):
+    With an rng its scene is `draw`n at once; without one `reset` gives it its first.
+    """
+
+    def __init__(self, rng=None):
         import mujoco  # here: only who simulates needs it, after MUJOCO_GL is set
 
         self.mj, self.renderer = mujoco, None
+        if rng is not None:
+            self.draw(rng)
+
+    def reset(self, rng, draws=100):
+        """Another scene, of the first good one of so many draws from `rng`; returns its frame (SIZE, SIZE, 3) uint8."""
+        for _ in range(draws):
+            try:
+                self.draw(rng)
+                return self.render()
+            except Retry:
+                pass
+        raise UserError(f"no good scene in {draws} draws; choose another seed")
+
+    def draw(self, rng):
+        """Another scene from one draw, at rest; Retry if the draw is no good."""
+        self.close()
         self.hand = np.round(rng.uniform(LOW, HIGH), 6)  # x, y, z, wrist angle
         self.shoulder = np.array([rng.uniform(-0.12, 0.12), 0.62, 0.20])  # behind the tray
-        self.model = mujoco.MjModel.from_xml_string(scene_xml(rng, place_toys(rng, self.hand)))
-        self.data = mujoco.MjData(self.model)
+        self.model = self.mj.MjModel.from_xml_string(scene_xml(rng, place_toys(rng, self.hand)))
+        self.data = self.mj.MjData(self.model)
         self.settle()
 
     def settle(self):
@@ -259,3 +287,4 @@ class Simulator:
         """Free the renderer."""
         if self.renderer is not None:
             self.renderer.close()
+            self.renderer = None
