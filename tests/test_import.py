@@ -598,6 +598,7 @@ def test_what_a_pickle_may_call_it_cannot_change(tmp_path):
         (apply("builtins", "set", [1]), [1]),
         (apply("collections", "OrderedDict", [["a", 1]]) + value({"items": None}) + b"b", {"a": 1}),
     ],
+    ids=["Size", "Variable", "set", "OrderedDict"],
 )
 def test_what_a_pickle_may_call(data, made):
     found = Reader(io.BytesIO(b"\x80\x02" + data + b".")).load()
