@@ -98,6 +98,7 @@ def svg(path, content, storages, args):
         name="svg", cond_dim=cond_dim, prior="learned" if "prior" in networks else "fixed", n_past=setting(path, content, args, "n_past", int),
         backbone=backbone, width=encoder[first][0], channels=encoder[first][1], g_dim=g_dim, z_dim=z_dim, rnn_size=rnn_size, **layers,
         last_frame_skip=setting(path, content, args, "last_frame_skip", bool), skip_frame="classic",
+        cond_frame=args.cond_frame,
     ))  # fmt: skip
     cond = args.cond or CONDITIONS.get(cond_dim)
     if cond is None:
@@ -151,6 +152,7 @@ def main():
     parser.add_argument("--data_root", "--DR", help="the data set that generate.py takes by default (default: one of data/)")
     parser.add_argument("--cond", choices=options.CONDITIONS, help="what the condition is (default: by how many numbers it has)")
     parser.add_argument("--input_order", choices=("cond,h,z", "h,z,cond"), default="cond,h,z", help="what the frame predictor reads")
+    parser.add_argument("--cond_frame", choices=("source", "target"), default="source", help="the condition of step i: of frame i-1, or i")
     parser.add_argument("--n_past", type=options.count, help="frames given (default: as the file says)")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as the file says)")
     parser.add_argument("--last_frame_skip", action=argparse.BooleanOptionalAction, help="skips from the newest frame (default: as the file says)")

@@ -310,6 +310,8 @@ def test_the_other_order_of_inputs(tmp_path):
     theirs = {"args" if name == "opt" else name: part for name, part in content.items()}
     model, _ = imported(save(tmp_path / "model.pth", theirs), "--input_order", "h,z,cond")
     assert_same_prediction(model, content, "h,z,cond")
+    model, _ = imported(save(tmp_path / "other.pth", theirs), "--cond_frame", "target")
+    assert model.cond_frame == "target"  # document 001
 
 
 def test_a_file_of_torch_0_3_from_a_gpu(tmp_path):
