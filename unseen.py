@@ -71,7 +71,7 @@ def open_unseen(model, trained, split, data_root=None, n_future=None, size=None)
     clips = sorted(path for path in (root / split).glob("*/*") if path.is_dir())
     if cond == "none" or is_packed(root / split) or not clips or read_strip(clips[0]) is not None:
         return None
-    if count_frames(clips[0]) >= model.n_past + n_future:
+    if any(count_frames(clip) >= model.n_past + n_future for clip in clips):  # a clip that lost its frames is a fault
         return None
     try:
         data = UnseenClips(root, split, model.n_past, n_future, cond, size)

@@ -56,6 +56,10 @@ def test_a_clip_without_a_future(trained, futureless, tiny_data, tmp_path, capsy
     assert all((pixels(out / f"frames_1/{t}.png") == expected[t]).all() for t in range(6))
     status, _ = call("generate.py", *flags, "--data_root", futureless, "--log_dir", tmp_path / "one", "--clip", data.name(1))
     assert status == 0 and {p.name for p in (tmp_path / "one").iterdir()} == {"sample_1.gif", "sample_1.png", "frames_1"}
+    shutil.copytree(tiny_data / "test/traj_0_to_255/3", futureless / "test/traj_0_to_255/9")
+    status, error = call("generate.py", *flags, "--data_root", futureless, "--log_dir", tmp_path / "w")
+    assert status == 2 and "2 frames, 6 wanted" in error, "clips of both kinds: some have lost their frames"
+    shutil.rmtree(futureless / "test/traj_0_to_255/9")
     status, error = call("generate.py", *flags, "--data_root", futureless, "--what_if", "--log_dir", tmp_path / "w")
     assert status == 2 and "has no frames to predict beside the given ones" in error
 
