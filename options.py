@@ -138,18 +138,14 @@ OF_PREDICTION = {
 }
 
 
-def add_machine(add):
-    """Where and how to compute, and to read clips; also part of generate.py."""
-    add_device(add)
-    add("--num_workers --num_threads --data_threads", 2, "processes that read clips; threads, of a packed data set", natural)
-
-
-def add_device(add):
-    """Where and how to compute."""
+def add_machine(add, workers=True):
+    """Where and how to compute; also part of generate.py, and, as it reads one clip at a time, without workers of steer.py."""
     add("--device", "auto", "auto, cpu, cuda, cuda:1, ...")
     add("--cuda", argparse.SUPPRESS, "the same as --device cuda", dest="device", action="store_const", const="cuda")
     precision = "auto: bf16 where the hardware has it, else fp32 (on a GPU convolutions in TF32, torch's own default)"
     add("--precision", "auto", precision, choices=("auto", "fp32", "bf16"))
+    if workers:
+        add("--num_workers --num_threads --data_threads", 2, "processes that read clips; threads, of a packed data set", natural)
 
 
 def add_model(parser, model):

@@ -251,13 +251,12 @@ class Session:
 
 
 def take(now, rows):
-    """The Rollout of some rows (n,) of one after a step; skip terms that all futures share stay as they are."""
+    """The Rollout of some rows (n,) of one after a step. Its skip terms all futures share, or the next step makes its own."""
 
     def pick(x):
         return x[rows] if isinstance(x, torch.Tensor) else x and type(x)(map(pick, x))
 
-    terms = [[term if len(term) == 1 else term[rows] for term in of_step] for of_step in now.terms]
-    return Rollout(pick(now.state), terms, None, now.frame[:, rows])
+    return now._replace(state=pick(now.state), frame=now.frame[:, rows])
 
 
 def save(folder, recording, video):

@@ -38,7 +38,7 @@ def get_parser():
     add = parser.group("network")
     add("--host", "127.0.0.1", "address to listen at; 0.0.0.0 lets other computers in")
     add("--port", 8000, "port to listen at; 0: any free one", options.number(int, 0, 65535))
-    options.add_device(parser.group("machine"))
+    options.add_machine(parser.group("machine"), workers=False)
     return parser
 
 
