@@ -15,7 +15,7 @@ from functools import partial
 
 from options import Parser, number
 from scripts.data.conversion import Part, add_flags, convert
-from scripts.data.videos import add_cutting, cut, read_video, settings_of, with_actions
+from scripts.data.videos import add_cutting, cut, find_ffmpeg, read_video, settings_of, with_actions
 from utils import UserError, run_command
 
 N_TRAIN = 20  # persons, those of validate among them
@@ -68,6 +68,7 @@ def main():
     persons = number(int, 0, N_TRAIN - 1)
     add("--validate", type=persons, default=2, metavar="N", help="training persons to validate on (default: %(default)s)")
     args = parser.parse_args()
+    find_ffmpeg()  # before any work
     settings = {"reader": "kth", "validate": args.validate} | settings_of(args)
     convert(args, plan(args.source, args.validate), partial(read_part, args=args), settings)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from options import Parser, natural, positive
 from scripts.data.conversion import Part, add_flags, convert
-from scripts.data.videos import add_cutting, cut, read_video, settings_of, side_by_side, with_actions
+from scripts.data.videos import add_cutting, cut, find_ffmpeg, read_video, settings_of, side_by_side, with_actions
 from utils import UserError, run_command
 
 try:
@@ -109,6 +109,7 @@ def main():
     for split in ("validate", "test"):
         add(f"--{split}", type=natural, metavar="N", help=f"episodes in {split} (default: a tenth of them, at least one)")
     args = parser.parse_args()
+    find_ffmpeg()  # before any work
     if parquet is None:
         raise UserError("pyarrow is missing: pip install -r scripts/data/requirements-video.txt")
     path = args.source / "meta/info.json"

@@ -22,6 +22,7 @@ from scripts.data.videos import (
     VIDEOS,
     add_cutting,
     cut,
+    find_ffmpeg,
     read_pictures,
     read_video,
     settings_of,
@@ -36,7 +37,7 @@ def find_videos(source):
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give a folder of videos")
     videos = {}
-    for path in sorted(source.rglob("*"), key=natural_key):
+    for path in sorted(source.rglob("*"), key=lambda path: natural_key(path.relative_to(source))):
         if any(part.startswith(".") for part in path.relative_to(source).parts):
             continue
         if path.suffix.lower() in VIDEOS and path.is_file():
@@ -85,6 +86,7 @@ def main():
     for split in ("validate", "test"):
         add(f"--{split}", type=natural, metavar="N", help=f"videos in {split} (default: a tenth of them, at least one)")
     args = parser.parse_args()
+    find_ffmpeg()  # before any work
     settings = {"reader": "videos", "validate": args.validate, "test": args.test} | settings_of(args)
     convert(args, plan(args.source), partial(read_part, args=args), settings)
 

@@ -5,14 +5,18 @@ import re
 import subprocess
 import tempfile
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps
 
 from options import count
 from packed import SIZE
 from scripts.data.conversion import Fault
-from utils import read_image
+from utils import UserError, read_image
+
+try:
+    import imageio_ffmpeg
+except ImportError:
+    imageio_ffmpeg = None
 
 VIDEOS = {".mp4", ".avi", ".mkv", ".gif", ".webm"}
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -37,12 +41,20 @@ def settings_of(args):
     return {name: getattr(args, name) for name in ("frames", "every", "shape", "image_size")}
 
 
+def find_ffmpeg():
+    """The program that decodes videos."""
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (AttributeError, RuntimeError):
+        raise UserError("imageio-ffmpeg is missing: pip install -r requirements.txt") from None
+
+
 def read_video(path, start=0.0):
     """Yield the frames (H, W, 3) uint8 of a video as they are stored, from `start` seconds on; a Fault if it is damaged."""
     words = ["-v", "error", "-xerror", *(["-ss", f"{start:.6f}"] if start else []), "-i", str(path), "-map", "0:v:0"]
     words += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
     with tempfile.TemporaryFile() as log:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *words]
+        command = [find_ffmpeg(), "-nostdin", *words]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log) as process:
             try:
                 yield from read_ppms(process.stdout)
