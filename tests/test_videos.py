@@ -148,7 +148,7 @@ def test_broken_files_are_named(five, tmp_path, convert, capsys):
     for k in range(3):
         (source / f"{k}.mp4").write_bytes(film)
     avi = (five / "more/b.avi").read_bytes()
-    bad = {"cut.avi": avi[: len(avi) * 2 // 3], "empty.webm": b"", "text.mp4": b"no video" * 99}
+    bad = {"cut.avi": avi[: len(avi) * 4 // 5], "empty.webm": b"", "text.mp4": b"no video" * 99}
     for name, data in bad.items():
         (source / name).write_bytes(data)
     write_pictures(source / "short", moving(5, 64, 64))
@@ -158,6 +158,7 @@ def test_broken_files_are_named(five, tmp_path, convert, capsys):
     lines = [line.split("left out: ")[1] for line in capsys.readouterr().err.splitlines() if "left out: " in line]
     for name in (*bad, "short", "torn/frame7.png"):
         assert len([line for line in lines if line.startswith(f"{source / name}") and ": " in line]) == 1, (name, lines)
+    assert sum("not a readable video" in line for line in lines) == 3, lines  # the first of them after a clip
     assert len(lines) == 5 and [len(names_of(tmp_path / "new", split)) for split in conversion.SPLITS] == [2, 2, 2]
 
 
