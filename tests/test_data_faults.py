@@ -34,7 +34,7 @@ import dataset
 import utils
 from loading import batches, make_loader
 from recordings import PoseDataset, read_cuts
-from scripts.data import check_dataset, convert_bair, pack_dataset, tfrecord
+from scripts.data import check_dataset, conversion, convert_bair, pack_dataset, tfrecord
 from scripts.data.make_dancer import write_split
 from utils import UserError
 
@@ -110,7 +110,7 @@ def test_what_was_left_out_is_named_again(source, tmp_path, convert, monkeypatch
     raw = copy(source, tmp_path / "raw")
     (raw / LAST).write_bytes(DAMAGE["truncated"]((raw / LAST).read_bytes()))
     with monkeypatch.context() as patch, pytest.raises(UserError, match="stopped"):
-        patch.setattr(convert_bair, "write_packed", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
+        patch.setattr(conversion, "packed_clips", lambda *_: (_ for _ in ()).throw(UserError("stopped")))
         convert(raw, tmp_path / "new", 2, "--skip_bad")
     with pytest.raises(UserError, match="traj_6_to_8.tfrecords record 2: the file ends"):
         convert(raw, tmp_path / "new", 2)
@@ -208,7 +208,8 @@ def test_conditions_that_one_clip_lacks(folders, tmp_path):  # noqa: F811
 
 def test_one_process_a_destination(folders, source, tmp_path, monkeypatch):  # noqa: F811
     for module, words in ((pack_dataset, [folders, tmp_path / "a"]), (convert_bair, [source, tmp_path / "b", "--validate", 3])):
-        monkeypatch.setattr(module, "locked", partial(utils.locked, seconds=0))
+        monkeypatch.setattr(conversion, "locked", partial(utils.locked, seconds=0))
+        monkeypatch.setattr(pack_dataset, "locked", partial(utils.locked, seconds=0))
         with utils.locked(words[1]):
             refuses(monkeypatch, module, "another process writes there", *words, "--num_workers", 0)
         assert not contents(words[1])

@@ -588,4 +588,4 @@ def test_download_faults(server, tmp_path):
     assert not (folder / "softmotion30_44k").exists()
     archive.rename(f"{archive}.part")
     server.size = 10
-    one_line(download(folder), f"{archive}.part", "longer than the archive")
+    one_line(download(folder), f"{archive}.part", "longer than the file")

@@ -47,12 +47,17 @@ def attempt(function, item):
         return error
 
 
+def progress(items, task, unit, total=None):
+    """The items under a progress bar, which a log file gets a line of every ten seconds."""
+    slow = 0.3 if sys.stderr.isatty() else 10
+    return tqdm(items, task, total, unit=f" {unit}", leave=False, mininterval=slow)
+
+
 def in_workers(function, items, num_workers, task, unit):
     """Yield function(item) of every item, in order, under a progress bar. A DataLoader's workers end with their parent."""
     work = partial(attempt, function)
     jobs = DataLoader(items, None, num_workers=num_workers, collate_fn=work, worker_init_fn=ignore_signals)
-    slow = 0.3 if sys.stderr.isatty() else 10
-    for result in tqdm(guarded(jobs), task, len(items), unit=f" {unit}", leave=False, mininterval=slow):
+    for result in progress(guarded(jobs), task, unit, len(items)):
         if isinstance(result, UserError):
             raise result
         yield result
@@ -176,23 +181,32 @@ def pack(source, split, destination, num_workers):
     return len(clips)
 
 
-def unpack_clip(i, dataset, rows, folder):
-    """Write clip i of a packed data set below `folder`."""
+def open_packed(source, split):
+    """A packed split, and its tables {"actions": (F, D) float32, ...}."""
+    dataset = PackedDataset(source, split, 1, "none")
+    files = read_index(source / split)["files"]
+    names = [Path(name).stem for name in CSV_FILES]
+    return dataset, {name: read_array(source / split / f"{name}.npy", files) for name in names if f"{name}.npy" in files}
+
+
+def read_packed(i, dataset, rows):
+    """All of clip i of a packed split, as write_packed wants it."""
     first, length = dataset.firsts[i], dataset.lengths[i]
     frames = torch.empty((1, length, SIZE, SIZE, 3), dtype=torch.uint8)
     dataset.read(dataset.firsts[i : i + 1], frames)
-    rows = {key: value[first : first + length] for key, value in rows.items()}
-    write_clip(folder / dataset.name(i), {"frames": frames[0].numpy()} | rows)
+    return {"frames": frames[0].numpy()} | {key: value[first : first + length] for key, value in rows.items()}
+
+
+def unpack_clip(i, dataset, rows, folder):
+    """Write clip i of a packed split below `folder`."""
+    write_clip(folder / dataset.name(i), read_packed(i, dataset, rows))
 
 
 def unpack(source, split, destination, num_workers):
     """Write destination/split in the folder layout; returns the number of clips."""
     if not is_packed(source / split):
         raise UserError(f"{source / split}: is not packed; leave out --unpack")
-    dataset = PackedDataset(source, split, 1, "none")
-    files = read_index(source / split)["files"]
-    names = [Path(name).stem for name in CSV_FILES]
-    rows = {name: read_array(source / split / f"{name}.npy", files) for name in names if f"{name}.npy" in files}
+    dataset, rows = open_packed(source, split)
     with writing_folder(destination / split) as temporary:
         write = partial(unpack_clip, dataset=dataset, rows=rows, folder=temporary)
         for _ in in_workers(write, range(len(dataset)), num_workers, f"unpacking {split}", "clips"):
