@@ -99,7 +99,7 @@ TRAIN_FLAGS = {
     "--kl_anneal up": "--kl_anneal",
     "--save_every 5h": "--save_every",
     "--save_every -1m": "--save_every",
-    "--optimizer adamw": "--optimizer",
+    "--optimizer lion": "--optimizer",
     "--beta 1e300": "--beta",
     "--resume nowhere": "nowhere/last.pt",
     "--resume RUN/last.pt": "give the run's folder",

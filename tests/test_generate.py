@@ -65,7 +65,8 @@ def test_shown_are_the_best_and_the_worst(tiny_data, tmp_path, monkeypatch, caps
     assert f" of sample_{best}, sample_{worst} (best predicted clip first)" in capsys.readouterr().out
     for k in (best, worst):
         noise = torch.Generator().manual_seed(7 * 1_000_003 + k)
-        truth, _, shown, *samples = grid_rows(tmp_path / f"sample_{k}.png", 5, 6)[:, 2:]
+        truth, _, shown, *samples, spread = grid_rows(tmp_path / f"sample_{k}.png", 7, 6)[:, 2:]
+        assert len(samples) == 3 and 0 < spread.max() < 1
         for sample in samples:
             assert sample.min() == pytest.approx(40 / 255 + 0.1 * torch.rand(1, generator=noise).item(), abs=0.003)
         psnr = np.mean(-10 * np.log10(((shown - truth) ** 2).mean((1, 2))))
@@ -92,7 +93,7 @@ def test_video_as_mp4(trained, tmp_path, monkeypatch):
     flags = ["--model_path", trained["fixed"] / "best.pt", "--log_dir", tmp_path, *FEW, "--video", "mp4"]
     assert call(monkeypatch, *flags) == 0
     names = {re.sub(r"_\d", "_K", path.name) for path in tmp_path.iterdir()}
-    scores = {"metrics.json", "psnr_per_step.png"}
+    scores = {"metrics.json", "psnr_per_step.png", "best_of_n.png"}
     assert names == scores | {"samples.mp4", "sample_K.mp4", "sample_K.png", "sample_K_of_mine.gif"}
     assert call(monkeypatch, *flags, "--what_if") == 0 and (tmp_path / "what_if.mp4").exists()
     assert call(monkeypatch, *flags, "--what_if", "--video", "gif") == 0
@@ -141,7 +142,7 @@ def test_a_picture_that_fails_loses_no_score(trained, tmp_path, monkeypatch, cap
     assert call(monkeypatch, "--model_path", trained["fixed"] / "best.pt", "--log_dir", tmp_path, *FEW) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
     out, error = capsys.readouterr()
-    assert "one sample" in out and error.count("not drawn") == 6
+    assert "one sample" in out and error.count("not drawn") == 7
 
 
 def test_odd_names_on_a_terminal_of_ascii(trained, tiny_data, tmp_path):
@@ -152,7 +153,7 @@ def test_odd_names_on_a_terminal_of_ascii(trained, tiny_data, tmp_path):
     result = run("generate.py", *flags, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     assert result.returncode == 0 and "warning" not in result.stderr, result.stderr
     assert result.stdout.isascii() and " +- " in result.stdout and r"caf\udce9 $x_{$" in result.stdout
-    assert len(list((data / "out").iterdir())) == 7
+    assert len(list((data / "out").iterdir())) == 8
     assert json.loads((data / "out/metrics.json").read_text())["protocol"]["data_root"] == str(data)
 
 

@@ -282,7 +282,7 @@ def test_the_documents_commands_mean_here_what_they_mean_there(line):
     assert rates == pytest.approx([1e-3] * 5 + [1e-5] * 2)
 
 
-FLAGS = ["--val_vi_len", 20, "--epoch_size", 3, *TINY]
+FLAGS = ["--val_vi_len", 20, "--epoch_size", 3, "--log_every", 1, *TINY]
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def trained(dancer, tmp_path_factory):
 
 
 def test_a_run_directory(trained):
-    assert {p.name for p in trained.iterdir()} == {"args.json", "log.csv", "curves.png", "last.pt", "best.pt", "gen"}, "no 10 steps"
+    assert {p.name for p in trained.iterdir()} == {"args.json", "log.csv", "steps.csv", "curves.png", "last.pt", "best.pt", "gen"}
     rows = list(csv.DictReader(open(trained / "log.csv")))
     assert [float(row["tfr"]) for row in rows] == [1, 0] and [float(row["beta"]) for row in rows] == [0.01, 0.1]
     assert [float(row["lr"]) for row in rows] == pytest.approx([1e-3, 1e-5])
@@ -328,7 +328,7 @@ def test_generate(trained, dancer, tmp_path):
 
     picture = next(p for p in tmp_path.glob("sample_*.gif"))
     assert Image.open(picture).n_frames == 20 and (tmp_path / "psnr_per_step.png").exists()
-    tiles = 6  # pose, truth, posterior, best, sample 1 and 2, each enlarged 3 times, with borders and gaps
+    tiles = 7  # pose, truth, posterior, best, sample 1 and 2, spread, each enlarged 3 times, with borders and gaps
     assert Image.open(picture).width == tiles * (3 * 20 + 8) + 4
 
 

@@ -121,6 +121,6 @@ def test_train_and_predict(tmp_path):
     protocol = json.load(open(tmp_path / "out/metrics.json"))["protocol"]
     assert (protocol["n_past"], protocol["n_future"], protocol["clips"]) == (5, 2, 2)
     assert (tmp_path / "out/samples.gif").exists()
-    for flag, word in (("--cond action", "Moving MNIST has no actions"), ("--channels 3", "--channels 3"), ("--hierarchy 2", "--backbone vgg")):
+    for flag, word in (("--cond action", "Moving MNIST has no actions"), ("--channels 3", "--channels 3"), ("--hierarchy 2", "hierarchy 2 reads what vgg pools")):
         result = run("train_learned_prior.py", *flags[:4], *small.split(), *flag.split(), "--log_dir", tmp_path / "new")
         assert result.returncode == 2 and word in result.stderr and "Traceback" not in result.stderr, result.stderr

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import TINY, run
 from PIL import Image, ImageOps
-from test_data_tools import command as start
 from test_data_tools import contents, frame_record, make_record, server, tfrecords  # noqa: F401, the last two are fixtures
 
 import dataset
