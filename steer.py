@@ -6,6 +6,7 @@ It prints an address. Who opens it first steers, others watch. docs/steer.md has
 import asyncio
 import contextlib
 import shlex
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,7 @@ def record(args, recording):
 
 def main():
     args = get_parser().parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     if server.web is None:
         raise UserError("aiohttp is missing: pip install -r requirements-steer.txt")
     if args.video == "mp4":
