@@ -17,8 +17,10 @@ import unseen
 import visualize
 import what_if
 from loading import batches, make_loader
-from training.checkpoint import load_checkpoint, load_model
+from training.checkpoint import load_checkpoint, load_model, rebuild
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
+
+PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)"  # of `score`
 
 
 def get_parser():
@@ -71,6 +73,8 @@ def main():
     args = get_parser().parse_args()
     if (args.what_if or args.actions) and not args.n_show:
         raise UserError("--n_show 0: leaves --what_if nothing to picture; give a number of clips")
+    if len(args.model_path) > 1 and (args.what_if or args.actions):
+        raise UserError("--model_path: several are scored into one curve; give one with --what_if and --actions")
     args.n_samples = args.n_samples or (1 if args.what_if or args.actions else 10)
     if args.video == "mp4":
         visualize.require_mp4()
@@ -81,6 +85,8 @@ def main():
     size = dataset.size_of(vars(args))
     out = Path(args.log_dir or default_folder(args))
     if futureless := unseen.open_unseen(model, trained, args.split, args.data_root, args.n_future, size):
+        if len(paths) > 1:
+            raise UserError(f"--split {args.split}: has no frames to score several checkpoints on; give one --model_path")
         return imagine_unseen(args, model, futureless, out, device, precision)
     cuts = args.cuts or own_cuts(args, trained)
     data = dataset.open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, cuts, size)
@@ -132,7 +138,7 @@ def imagine_unseen(args, model, data, out, device, precision):
         raise UserError(f"--split {args.split}: has no frames to predict beside the given ones; leave out --what_if, --actions, --n_show 0")
     clips = chosen(args, data)[: args.n_clips or None]
     make_folder(out)
-    clear(out, r"metrics\.json|(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
+    clear(out, rf"metrics\.json|{PICTURES}")
     with autocast(device, precision):
         unseen.predict(args, model, data, clips, out)
     print(f"{len(clips)} clips without a future on disk: predicted, not scored")
@@ -141,14 +147,15 @@ def imagine_unseen(args, model, data, out, device, precision):
 
 def score_series(args, paths, data, protocol, out):
     """Score several checkpoints of one kind, and draw the scores over their epochs."""
-    rows = []
+    rows, clips = [], chosen(args, data)
+    protocol["clips"] = len(clips)
     for path in tqdm(paths, "checkpoints", leave=False):
-        model, trained = load_model(path, protocol["device"])
+        checkpoint = load_checkpoint(path)
+        model, trained = rebuild(path, checkpoint, protocol["device"])
         if (trained["cond"], model.n_past) != (protocol["cond"], protocol["n_past"]):
             raise UserError(f"--model_path {path}: another --cond or --n_past than {paths[0]}; score it by itself")
-        clips = chosen(args, data)
         scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0)
-        epoch = load_checkpoint(path).get("state", {}).get("epoch", len(rows))
+        epoch = checkpoint.get("state", {}).get("epoch", len(rows))
         rows.append({"model_path": str(path), "epoch": epoch} | summarise(scores, [data.name(k) for k in clips])[0])
     rows.sort(key=lambda row: row["epoch"])
     write_json(out / "series.json", {"protocol": protocol, "checkpoints": rows})
@@ -169,7 +176,7 @@ def score(args, model, data, protocol, out):
     found = {"protocol": protocol, **total, "best_of": curve, "per_clip": per_clip, "per_step": per_step}
     write_json(out / "metrics.json", found)
 
-    clear(out, r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)")
+    clear(out, PICTURES)
     title = f"{data.root.name}/{args.split}, {len(clips)} clips, --cond {protocol['cond']}"
     visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
     if args.n_samples > 1:

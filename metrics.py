@@ -188,6 +188,11 @@ def to_uint8(frames):
     return frames.expand(*frames.shape[:-1], 3).cpu().numpy()
 
 
+def spread(samples):
+    """The standard deviation of every pixel over samples (N, ..., C, H, W) -> (..., H, W): the root of the channels' mean variance."""
+    return samples.var(0).mean(-3).sqrt()
+
+
 def heat(deviation, most=0.25):
     """Standard deviations (..., H, W) to colours (..., H, W, 3) uint8, black to light yellow at `most` and above."""
     return (matplotlib.colormaps["inferno"](deviation.div(most).clamp(0, 1).cpu().numpy())[..., :3] * 255).astype(np.uint8)

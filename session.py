@@ -226,8 +226,7 @@ class Session:
         futures = metrics.to_uint8(self.moment.futures)
         pictures = {f"future {k}": frame for k, frame in enumerate(futures, 1)}
         if len(futures) > 1:
-            spread = self.moment.futures.var(0).mean(0).sqrt()
-            pictures["spread"] = metrics.heat(spread)
+            pictures["spread"] = metrics.heat(metrics.spread(self.moment.futures))
         return pictures if self.moment.truth is None else pictures | {"simulator": self.moment.truth}
 
     def view(self):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import visualize
 from dataset import ClipDataset, natural_key, read_strip
 from loading import to_float
-from metrics import heat, noise_generators, to_uint8
+from metrics import heat, noise_generators, spread, to_uint8
 from packed import is_packed
 from recordings import read_numbered
 from utils import UserError, count_frames, make_folder, writing
@@ -101,8 +101,8 @@ def save(args, out, k, n_past, past, cond, mean, futures):
     picture["prior's mean"] = with_past(mean[0])
     picture |= {f"sample {j + 1}": with_past(future) for j, future in enumerate(futures[:3])}
     if len(futures) > 1:
-        spread = futures.var(0).mean(1).sqrt()
-        picture["spread"] = heat(torch.cat([spread.new_zeros(n_past, *spread.shape[1:]), spread]))
+        deviation = spread(futures)
+        picture["spread"] = heat(torch.cat([deviation.new_zeros(n_past, *deviation.shape[1:]), deviation]))
     visualize.save_video(out / f"sample_{k}.{args.video}", [visualize.thin(picture)], n_past, scale=3)
     every = -(-len(picture["sample 1"]) // 32)
     visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), n_past, every=every)

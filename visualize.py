@@ -3,6 +3,7 @@
 A picture that cannot be drawn is a warning, so that no result is lost with it; a disk that is full is an error.
 """
 
+import contextlib
 import functools
 import re
 import sys
@@ -237,28 +238,41 @@ def plot_curves(path, history, beta, title, steps=()):
     save_figure(figure, path)
 
 
+@contextlib.contextmanager
+def _scores(path, xlabel, title):
+    """A figure of PSNR beside SSIM: pairs (axis, metric) to draw on."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    yield list(zip(axes, ("psnr", "ssim")))
+    for axis, unit in zip(axes, ("PSNR (dB)", "SSIM")):
+        axis.set(xlabel=xlabel, ylabel=unit)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def _with_band(axis, x, scores, style="-", **line):
+    """A line of {"mean": [n], "ci95": [n] of numbers or None} and its band."""
+    mean, ci95 = np.array(scores["mean"]), np.array([c or 0 for c in scores["ci95"]])
+    axis.plot(x, mean, style, lw=1.3, **line)
+    axis.fill_between(x, mean - ci95, mean + ci95, color=line["color"], alpha=0.1, lw=0)
+
+
 @_or_warn
 def plot_per_step(path, per_step, n_past, n_samples, title):
     """Write PSNR and SSIM over the predicted steps with 95 % bands.
 
     per_step: {row: {metric: {"mean": [T], "ci95": [T] of numbers or None}}} with rows as in LINES.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
-        for row, (colour, style, marker) in LINES.items():
-            if row not in per_step or (row == "best_of_n" and n_samples == 1):
-                continue
-            mean = np.array(per_step[row][metric]["mean"])
-            ci95 = np.array([0 if c is None else c for c in per_step[row][metric]["ci95"]])
-            steps = np.arange(n_past, n_past + len(mean))
-            marker = marker if len(mean) < 40 else {}
-            axis.plot(steps, mean, style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
-            axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.1, lw=0)
-        axis.set(xlabel="frame t", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{as_title(title)}; bands: 95 % interval over clips", fontsize=10)
-    save_figure(figure, path)
+    with _scores(path, "frame t", f"{as_title(title)}; bands: 95 % interval over clips") as axes:
+        for axis, metric in axes:
+            for row, (colour, style, marker) in LINES.items():
+                if row not in per_step or (row == "best_of_n" and n_samples == 1):
+                    continue
+                scores = per_step[row][metric]
+                steps = np.arange(n_past, n_past + len(scores["mean"]))
+                marker = marker if len(steps) < 40 else {}
+                _with_band(axis, steps, scores, style, color=colour, label=LABELS[row].format(n=n_samples), **marker)
+            axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 @_or_warn
@@ -267,33 +281,23 @@ def plot_best_of(path, curve, total, title):
 
     curve: {metric: {"mean": [N], "ci95": [N] of numbers or None}}; total: {row: {metric: {"mean", "ci95"}}}.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
-        mean = np.array(curve[metric]["mean"])
-        ci95 = np.array([c or 0 for c in curve[metric]["ci95"]])
-        n = np.arange(1, len(mean) + 1)
-        axis.plot(n, mean, color="#0072B2", marker="s" if len(n) < 40 else None, ms=3, label="best of n samples")
-        axis.fill_between(n, mean - ci95, mean + ci95, color="#0072B2", alpha=0.1, lw=0)
-        for row, colour, style in (("posterior", "#009E73", ":"), ("prior_mean", "#CC79A7", "-."), ("copy_last", "#777777", "--")):
-            axis.axhline(total[row][metric]["mean"], color=colour, ls=style, lw=1.3, label=LABELS[row])
-        axis.set(xlabel="n, samples drawn", ylabel=unit, xscale="log")
-        axis.set_xticks([t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= len(n)], minor=False)
-        axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{as_title(title)}; band: 95 % interval over clips", fontsize=10)
-    save_figure(figure, path)
+    with _scores(path, "n, samples drawn", f"{as_title(title)}; band: 95 % interval over clips") as axes:
+        for axis, metric in axes:
+            n = np.arange(1, len(curve[metric]["mean"]) + 1)
+            marker = "s" if len(n) < 40 else None
+            _with_band(axis, n, curve[metric], color="#0072B2", marker=marker, ms=3, label="best of n samples")
+            for row, colour, style in (("posterior", "#009E73", ":"), ("prior_mean", "#CC79A7", "-."), ("copy_last", "#777777", "--")):
+                axis.axhline(total[row][metric]["mean"], color=colour, ls=style, lw=1.3, label=LABELS[row])
+            axis.set(xscale="log", xticks=[t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= len(n)])
+            axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
 
 
 @_or_warn
 def plot_series(path, checkpoints, n_samples, title):
     """Write the scores of several checkpoints over their epochs: [{"epoch", row: {metric: {"mean", "ci95"}}}]."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axis, metric, unit in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM")):
-        for row, (colour, style, marker) in LINES.items():
-            points = [(c["epoch"], c[row][metric]["mean"]) for c in checkpoints]
-            axis.plot(*zip(*points), style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
-        axis.set(xlabel="epoch", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(as_title(title), fontsize=10)
-    save_figure(figure, path)
+    with _scores(path, "epoch", as_title(title)) as axes:
+        for axis, metric in axes:
+            for row, (colour, style, marker) in LINES.items():
+                points = [(c["epoch"], c[row][metric]["mean"]) for c in checkpoints]
+                axis.plot(*zip(*points), style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
+            axis.xaxis.get_major_locator().set_params(integer=True)

@@ -60,6 +60,9 @@ def test_a_clip_without_a_future(trained, futureless, tiny_data, tmp_path, capsy
     status, error = call("generate.py", *flags, "--data_root", futureless, "--log_dir", tmp_path / "w")
     assert status == 2 and "2 frames, 6 wanted" in error, "clips of both kinds: some have lost their frames"
     shutil.rmtree(futureless / "test/traj_0_to_255/9")
+    several = ["--model_path", best, best, *FEW, "--data_root", futureless, "--log_dir", tmp_path / "w"]
+    status, error = call("generate.py", *several)
+    assert status == 2 and "has no frames to score several checkpoints on" in error
     status, error = call("generate.py", *flags, "--data_root", futureless, "--what_if", "--log_dir", tmp_path / "w")
     assert status == 2 and "has no frames to predict beside the given ones" in error
 
@@ -131,6 +134,8 @@ def test_a_series_of_checkpoints(trained, tmp_path):
     assert call("generate.py", *flags, tmp_path / "one", "--model_path", paths[0])[0] == 0
     alone = json.loads((tmp_path / "one/metrics.json").read_text())
     assert rows[1]["sample"] == alone["sample"] != rows[0]["sample"]
+    status, error = call("generate.py", *flags, tmp_path / "w", "--n_show", 1, "--model_path", *paths, "--what_if")
+    assert status == 2 and "several are scored into one curve" in error and error.count("\n") == 1
 
 
 def test_frames_of_another_size(tiny_data, tmp_path):

@@ -98,7 +98,11 @@ def explained(path, what):
 
 def load_model(path, device):
     """A checkpoint's model, on the device in eval mode, and the args it was trained with."""
-    checkpoint = load_checkpoint(path)
+    return rebuild(path, load_checkpoint(path), device)
+
+
+def rebuild(path, checkpoint, device):
+    """`load_model` of a checkpoint that is read already; `path` is for messages."""
     args = checkpoint["args"]
     with explained(path, "its model cannot be rebuilt"):
         for name, kind in {"data_root": str, "cond": str, "n_future": int}.items():
