@@ -1,6 +1,7 @@
 """scripts/export_checkpoint.py and the weights in pretrained/."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -29,6 +30,37 @@ def test_export(trained, tiny_data, tmp_path):
         psnr.append(json.load(open(tmp_path / "out/metrics.json"))["sample"]["psnr"]["mean"])
     assert psnr[0] == pytest.approx(psnr[1], abs=0.05)
     assert not (tmp_path / "out/samples.gif").exists()
+
+
+def test_safetensors_and_their_card(trained, tiny_data, tmp_path):
+    pytest.importorskip("safetensors")
+    source, target = trained["learned"] / "best.pt", tmp_path / "small.safetensors"
+    for form in (target, target.with_suffix(".pt")):
+        result = run("-m", "scripts.export_checkpoint", source, form, "--data_root", tiny_data)
+        assert result.returncode == 0, result.stderr
+    assert "kept" in result.stdout, "the card of the first is not written over"
+    card = target.with_suffix(".md").read_text()
+    best = torch.load(source, weights_only=True)
+    assert shlex.join(best["state"]["commands"][0]) in card and f"PSNR {best['state']['history'][-1]['psnr']:.2f} dB" in card
+    assert "`width`: 4" in card and "`rnn_size`: 8" in card and "`hierarchy`" not in card
+    frames = []
+    for form in (target, target.with_suffix(".pt")):
+        out = tmp_path / form.suffix
+        assert run("generate.py", "--model_path", form, "--n_samples", 1, "--log_dir", out).returncode == 0
+        frames.append(json.load(open(out / "metrics.json"))["per_clip"])
+    assert frames[0] == frames[1]
+
+    whole = target.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for what, odd in {
+        "truncated": whole[:-5], "no header": b"", "not JSON": whole[:header].replace(b"cond_dim", b'cond"dim') + whole[header:],
+        "another's": whole[:header].replace(b'"model"', b'"moddl"', 1) + whole[header:],
+    }.items():  # fmt: skip
+        target.write_bytes(odd)
+        result = run("generate.py", "--model_path", target, "--log_dir", tmp_path / "odd")
+        assert result.returncode == 2 and result.stderr.count("\n") == 1 and str(target) in result.stderr, (what, result.stderr)
+    result = run("-m", "scripts.export_checkpoint", source, tmp_path / "small.bin")
+    assert result.returncode == 2 and ".safetensors" in result.stderr
 
 
 def test_the_weights_in_the_box(tmp_path):

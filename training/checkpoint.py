@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import warnings
 import zipfile
@@ -40,20 +41,55 @@ def load_checkpoint(path, *parts):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a last.pt or best.pt")
-    check_archive(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise holds_objects(path) from None
-        raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
+    checkpoint = read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
     wanted = ("model", "state_dict", "args", *parts)
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in wanted):
         raise UserError(
             f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give {'a last.pt' if parts else 'a last.pt or best.pt'} that a train command wrote"
         )
     return checkpoint
+
+
+def read_archive(path):
+    """The dict in a file of torch.save."""
+    check_archive(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise holds_objects(path) from None
+        raise UserError(f"{path}: truncated or damaged checkpoint; use another copy") from None
+
+
+def read_safetensors(path):
+    """The dict of model, args and state_dict from a .safetensors file, whose header has the first two as JSON."""
+    safetensors = require_safetensors(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            parts = {name: json.loads(text) for name, text in (file.metadata() or {}).items() if name in ("model", "args")}
+            return parts | {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: truncated or damaged ({error}); use another copy") from None
+
+
+def save_safetensors(path, checkpoint):
+    """Write model, args and weights for others: tensors alone, the rest as JSON in the header."""
+    require_safetensors(path)
+    from safetensors.torch import save_file
+
+    header = {name: json.dumps(checkpoint[name]) for name in ("model", "args")}
+    with writing(path) as temporary:
+        save_file({name: x.contiguous() for name, x in checkpoint["state_dict"].items()}, temporary, header)
+
+
+def require_safetensors(path):
+    """The package, which only shared weights need."""
+    try:
+        import safetensors
+    except ImportError:
+        raise UserError(f"{path}: needs a package: pip install safetensors") from None
+    return safetensors
 
 
 def check_archive(path):
