@@ -163,8 +163,8 @@ class PackedDataset(Clips):
             frames[row : row + step] = part[0]
         return frames
 
-    def read_cond(self, i):
-        """The condition of every frame of clip i, (T, D) float32."""
+    def read_cond(self, i, n_rows=1):
+        """The condition of every frame of clip i, (T, D) float32; packing has seen to it that there are n_rows."""
         return self.cond[self.firsts[i] : self.firsts[i] + self.lengths[i]].cpu().numpy()
 
 

@@ -3,6 +3,7 @@
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dataset import open_split
@@ -20,7 +21,7 @@ def read_conditions(data, cond):
 
     def read(part):
         split = open_split(data.root, data.split, data.n_frames, part, len(data))
-        return torch.stack([split[k][1] for k in range(len(split))])
+        return torch.from_numpy(np.stack([split.read_cond(k, data.n_frames)[: data.n_frames] for k in range(len(split))]))
 
     if "action" not in cond and "position" not in cond:
         raise UserError(f"--what_if: the model was trained with --cond {cond} and is told of no action; choose another")

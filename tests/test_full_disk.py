@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 from conftest import fingerprint
-from kill_test import outcome
+from kill_test import outcome, same
 from test_data_faults import source  # noqa: F401
 from test_data_tools import command, folders  # noqa: F401
 
@@ -60,8 +60,11 @@ def hidden(folder):
     return [path for path in folder.rglob(".*") if path.is_file() and path.name != ".lock"]
 
 
-def test_a_training(undisturbed, one_epoch, disk):
+def test_a_training(one_epoch, disk, tmp_path):
     """At whichever write: the checkpoints load, and resumed with room the run ends as an undisturbed one."""
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(one_epoch, undisturbed)
+    assert command("train_learned_prior.py", "--resume", undisturbed, "--niter", 3).returncode == 0
     need, n_refused = size_of(undisturbed) - size_of(one_epoch) + (undisturbed / "last.pt").stat().st_size, 0
     for share in AT:
         run = disk.root / "run"
@@ -77,7 +80,7 @@ def test_a_training(undisturbed, one_epoch, disk):
         disk.empty()
         result = command("train_learned_prior.py", "--resume", run, "--niter", 3)
         assert result.returncode == 0, result.stderr
-        assert len(outcome(run)[1]) == len(outcome(undisturbed)[1])
+        assert same(outcome(run), outcome(undisturbed))
         shutil.rmtree(run)
     assert n_refused >= 3
 
