@@ -18,6 +18,8 @@ import metrics
 import visualize
 import what_if
 from dataset import open_split
+from loading import to_float
+from models.svg import SVG
 from scripts.measure import compare_runs, report, runs
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
@@ -262,6 +264,25 @@ def test_how_far_pushed_objects_go():
     share, overlap = measure_what_if.follow(draw(30), draw(24), draw(20))
     assert share == pytest.approx([0.4]) and overlap == pytest.approx([2 / 14])
     assert not len(measure_what_if.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
+
+
+def test_pushes_of_several_samples(capsys):
+    """Three objects in two samples: one sample is the mean over samples, the best is chosen object by object."""
+    shares, overlaps = [[0.6, 0.1, 0.2], [0.4, 0.9, 0.3]], [[0.5, 0.1, 0.0], [0.1, 0.3, 0.0]]
+    measure_what_if.print_pushes(np.stack([shares, overlaps], 1), np.zeros((1, 2, 3)))
+    rows = [line.rsplit(maxsplit=3)[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["33%", "35%", "0.17"], ["67%", "60%", "0.27"], ["0%", "0%", "0.00"]]
+
+
+def test_last_frames_are_those_of_predict():
+    """In pieces and over samples: clip k's last frames are those of one call of predict with its own noise."""
+    model = SVG(0, width=4, g_dim=8, z_dim=4, rnn_size=8).eval()
+    data = open_split(ROOT / "data/pushing_sample", "test", 4, "none", n_clips=3)
+    given, truth, predicted = measure_what_if.last_frames(model, data, 2, "cpu", at_a_time=2)
+    frames, cond = data[2]
+    alone = model.predict(to_float(frames[None, :2]), cond[None], 2, 2, metrics.noise_generators(1, [2]))[:, 0, -1]
+    assert np.array_equal(given[2], frames[1]) and np.array_equal(truth[2], frames[3])
+    assert np.abs(predicted[:, 2].astype(int) - metrics.to_uint8(alone).astype(int)).max() <= 1
 
 
 def test_pushed_objects_of_true_clips():

@@ -4,11 +4,14 @@ python -m scripts.measure.what_if --model_path RUN/best.pt --split test validate
 """
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 import metrics
 import options
 import what_if
 from dataset import open_for
+from loading import to_float
 from scripts.data.simulator import HUES
 from training.checkpoint import load_model
 from utils import UserError, autocast, choose_machine, run_command
@@ -25,7 +28,8 @@ LEGEND = f"""
 follows: until they are last seen the tips move by more than {MOVED:g} pixel that way, in clips that start more than
 {100 * ROOM:g} cm from where the positions of all clips end; no action: the same direction under none
 pushed: the pixels of a colour move by more than {PUSHED:g} on average and stay in sight; overlap: intersection over union
-of the true and the predicted pixels of that colour in the last frame"""
+of the true and the predicted pixels of that colour in the last frame; one sample: the mean over samples; best: the
+farthest way and the largest overlap of an object"""
 
 
 def magenta(frames):
@@ -85,6 +89,21 @@ def follow(truth, predicted, given):
     return share[pushed], overlap[pushed]
 
 
+def last_frames(model, data, n_samples, device, at_a_time=8):
+    """Of every clip the last given and the last true frame (N, H, W, 3), and the last of every sample (n_samples, N, H, W, 3), uint8."""
+    given, truth, predicted = [], [], []
+    with model.predicting():
+        for first in tqdm(range(0, len(data), at_a_time), "predicting", unit=" batches", leave=False):
+            clips = range(first, min(first + at_a_time, len(data)))
+            frames, cond = (torch.stack(x).to(device) for x in zip(*(data[k] for k in clips)))
+            past, n_future = to_float(frames[:, : model.n_past]), data.n_frames - model.n_past
+            futures = model.predict(past, cond, n_future, n_samples, metrics.noise_generators(1, clips))
+            given.append(frames[:, model.n_past - 1].cpu().numpy())
+            truth.append(frames[:, -1].cpu().numpy())
+            predicted.append(metrics.to_uint8(futures[:, :, -1]))
+    return np.concatenate(given), np.concatenate(truth), np.concatenate(predicted, 1)
+
+
 def main():
     parser = options.Parser(__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
@@ -92,41 +111,41 @@ def main():
     parser.add_argument("--split", nargs="+", default=["test"], help="train, validate, test")
     parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of each; 0: all")
     parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
+    parser.add_argument("--n_samples", type=options.count, default=20, help="futures in which pushed objects are followed")
     options.add_machine(parser.group("machine"))
     args = parser.parse_args()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
-    motion, pushes, positions = {}, {"one sample": [], "copy last frame": []}, []
+    motion, positions, pushes, n_clips = {}, [], [], 0
     for split in args.split:
         data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
-        given, actions = model.n_past - 1, what_if.read_conditions(data, trained["cond"])[0]
-        plans = what_if.directions(actions, data.n_frames - model.n_past)
         with autocast(device, precision):
-            videos = what_if.imagine(model, data, trained["cond"], list(range(len(data))), plans)
-        videos = {label: metrics.to_uint8(video) for label, video in videos.items()}
-        for label, video in videos.items():
-            motion.setdefault(label, []).append(tip_motion(video, model.n_past))
-        truth = videos["truth"]
-        for row, last in zip(pushes.values(), (videos["true actions"][:, -1], truth[:, given])):
-            row.append(follow(truth[:, -1], last, truth[:, given]))
-        positions.append(what_if.read_conditions(data, "position")[1][..., :2].numpy())
-    motion, positions = {label: np.concatenate(m) for label, m in motion.items()}, np.concatenate(positions)
-    if np.isnan(motion["truth"]).any():
-        raise UserError(f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted")
+            if trained["cond"] != "none":
+                for label, moves in tip_motions(model, data, trained["cond"]).items():
+                    motion.setdefault(label, []).append(moves)
+                positions.append(what_if.read_conditions(data, "position")[1][..., :2].numpy())
+            given, truth, predicted = last_frames(model, data, args.n_samples, device)
+        n_clips += len(given)
+        pushes.append([[follow(truth, last, given) for last in frames] for frames in (predicted, given[None])])
 
-    where = f"{data.root} ({' + '.join(args.split)})"
-    print(f"\n{len(positions)} clips of {where}, --cond {trained['cond']}, {args.model_path}")
-    print_results(motion, positions, model.n_past)
-    pushes = {row: [np.concatenate(x) for x in zip(*found)] for row, found in pushes.items()}
-    title = f"{len(pushes['one sample'][0])} objects pushed"
-    print(f"\n{title:18}{'go half the way':>16}{'median way':>12}{'overlap':>10}")
-    for row, (share, overlap) in pushes.items():
-        if len(share):
-            print(f"{row:18}{np.mean(share > 0.5):16.0%}{np.median(share):12.0%}{overlap.mean():10.2f}")
+    print(f"\n{n_clips} clips of {data.root} ({' + '.join(args.split)}), --cond {trained['cond']}, {args.model_path}")
+    if motion:
+        motion = {label: np.concatenate(m) for label, m in motion.items()}
+        if np.isnan(motion["truth"]).any():
+            raise UserError(f"--data_root {data.root}: not every clip shows magenta finger tips; simulated clips are wanted")
+        print_motion(motion, np.concatenate(positions), model.n_past)
+    print_pushes(*(np.concatenate(rows, -1) for rows in zip(*pushes)))
     print(LEGEND)
 
 
-def print_results(motion, positions, n_past):
+def tip_motions(model, data, cond):
+    """`tip_motion` of the truth and of a sample under each plan: {label: (N, 2)}."""
+    plans = what_if.directions(what_if.read_conditions(data, cond)[0], data.n_frames - model.n_past)
+    videos = what_if.imagine(model, data, cond, list(range(len(data))), plans)
+    return {label: tip_motion(metrics.to_uint8(video), model.n_past) for label, video in videos.items()}
+
+
+def print_motion(motion, positions, n_past):
     """The table of motions {plan: (N, 2)} of clips with these positions (N, T, 2)."""
     print(f"\n{'command':12}{'follows':>9}{'median':>11}{'clips':>7}{'no action':>12}")
     for label, direction in what_if.DIRECTIONS.items():
@@ -135,6 +154,16 @@ def print_results(motion, positions, n_past):
             room = reach.max() - reach[:, n_past - 1] > ROOM
             along, still = along[room], still[room]
             print(f"{label:12}{np.mean(along > MOVED):9.0%}{np.median(along):8.1f} px{room.sum():7}{np.mean(still > MOVED):12.0%}")
+
+
+def print_pushes(predicted, copied):
+    """The table of pushed objects: what `follow` says of each sample, (n_samples, 2, n_objects), and of the last given frame."""
+    (shares, overlaps), (n_samples, _, n_objects) = predicted.swapaxes(0, 1), predicted.shape
+    rows = {"one sample": (shares, overlaps), f"best of {n_samples}": (shares.max(0), overlaps.max(0)), "copy last frame": copied[0]}
+    print(f"\n{f'{n_objects} objects pushed':18}{'go half the way':>16}{'median way':>12}{'overlap':>10}")
+    for row, (share, overlap) in rows.items():
+        if n_objects:
+            print(f"{row:18}{np.mean(share > 0.5):16.0%}{np.median(share):12.0%}{np.mean(overlap):10.2f}")
 
 
 if __name__ == "__main__":
