@@ -16,7 +16,7 @@ from training.checkpoint import load_checkpoint
 from utils import UserError
 
 CONDITIONS = ("action+position", "action", "position", "none")
-KEPT = ("cond", "log_dir", "optimizer", "beta1", "seed", "init_from")  # what a resumed run keeps, beside its model
+KEPT = ("cond", "log_dir", "optimizer", "beta1", "seed", "init_from", "init_drawn")  # what a resumed run keeps, beside its model
 
 
 # Types of an option's value: functions of a text that raise ValueError or ArgumentTypeError.
@@ -243,6 +243,7 @@ def add_training(parser, model, add_kl_schedule):
     add = parser.group("run")
     weights = "begin with the weights of this checkpoint, or of the best.pt of this folder; the model must be the same"
     add("--init_from --ckpt --ckpt_path --model_dir", None, weights, metavar="CKPT")
+    add("--init_drawn", [], "networks that --init_from leaves as drawn by --seed, as posterior and prior", nargs="+", metavar="NETWORK")
     add("--log_dir --save_root", None, "run directory (default: runs/COMMAND-DATE-TIME)")
     add("--resume", None, "go on with this run; flags given beside it replace the run's", metavar="DIR")
     add("--niter --num_epoch", 100, "epochs", count)

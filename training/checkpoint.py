@@ -153,18 +153,26 @@ def rebuild(path, checkpoint, device):
     return model.to(device, memory_format=torch.channels_last).eval(), args
 
 
-def load_weights(model, path):
-    """--init_from: a checkpoint's weights, its standardisation of conditions included, into a model of the same shapes."""
+def load_weights(model, path, drawn=()):
+    """--init_from: a checkpoint's weights, its standardisation of conditions included, into a model of the same shapes.
+
+    The networks named in `drawn` keep the weights that they have, whatever the checkpoint has.
+    """
     path = Path(path)
     path = path / "best.pt" if path.is_dir() else path
-    theirs, own = load_checkpoint(path)["state_dict"], model.state_dict()
+    names = [name for name, _ in model.named_children()]
+    for name in drawn:
+        if name not in names:
+            raise UserError(f"--init_drawn {name}: no network of this model; it has {', '.join(names)}")
+    kept = lambda state: {name: x for name, x in state.items() if name.split(".")[0] not in drawn}
+    theirs, own = kept(load_checkpoint(path)["state_dict"]), kept(model.state_dict())
     shape = lambda state, name: tuple(state[name].shape) if name in state else "missing"
     with explained(path, "its weights cannot be read"):
         for name in [*own, *theirs]:
             if shape(theirs, name) != shape(own, name):
                 found = f"{name} is {shape(theirs, name)} there, {shape(own, name)} here"
-                raise UserError(f"--init_from {path}: {found}; give the model's flags that it was trained with")
-        model.load_state_dict(theirs)
+                raise UserError(f"--init_from {path}: {found}; give the model's flags that it was trained with, or --init_drawn {name.split('.')[0]}")
+        model.load_state_dict(theirs, strict=False)
 
 
 def plain(args):

@@ -69,7 +69,7 @@ def build_models(make_model, args, device):
             f"the model cannot be made ({str(error).splitlines()[0][:80]}); change its options (--help: model)"
         ) from None
     if args.init_from and not args.resume:
-        load_weights(model, args.init_from)
+        load_weights(model, args.init_from, args.init_drawn)
     model.to(device, memory_format=torch.channels_last)
     eval_model = copy.deepcopy(model) if args.ema else model
     if args.compile:
