@@ -307,7 +307,8 @@ def print_tables(protocol, total, per_step, per_clip, most_clips=32):
     print(f"\nKL(posterior || prior): {show(total['kl']['nats'], 2)} nats a predicted frame")
     for name, label in protocol.get("perceptual", {}).items():
         given = "given and predicted" if label["given_frames"] else "predicted"
-        print(f"{COLUMNS[name][0]}, the lower the better: {label['network']}; {label['videos']} videos of {label['frames']} {given} frames")
+        of_fvd = f"; ±: {label['interval']}; {label['caveat']}" if "caveat" in label else ""
+        print(f"{COLUMNS[name][0]}, the lower the better: {label['network']}; {label['videos']} videos of {label['frames']} {given} frames{of_fvd}")
     rows = [row for row in rows if row not in ("worst_of_n", "prior_mean")]
 
     def table(corner, entries):

@@ -119,10 +119,8 @@ class Array:
     """Stands for a NumPy array in a pickle: float32 numbers, and nothing that NumPy would do itself with a file's content."""
 
     def __setstate__(self, state):
-        _, shape, dtype, by_columns, data = state
-        if not isinstance(dtype, Float32) or by_columns:
-            raise ValueError("an array of another kind")
-        self.values = np.frombuffer(bytearray(data), "<f4").reshape(shape)
+        _, shape, _, by_columns, data = state
+        self.values = np.frombuffer(bytearray(data), "<f4").reshape(shape, order="F" if by_columns else "C")
 
 
 class Float32:

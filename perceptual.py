@@ -78,9 +78,9 @@ def load_lpips(net, folder, device):
     if not path.is_file():
         return None
     with warnings.catch_warnings(action="ignore"):  # the package calls torchvision the old way
-        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
             network.net.load_state_dict({key: state["features." + key.split(".", 1)[1]] for key in network.net.state_dict()})
         except Exception:  # damaged files make torch raise nearly anything
             raise UserError(f"{path}: not torchvision's {name}, or damaged; remove it, or give another folder with --lpips_weights") from None

