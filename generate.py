@@ -13,6 +13,7 @@ from tqdm import tqdm
 import dataset
 import metrics
 import options
+import tables
 import unseen
 import visualize
 import what_if
@@ -21,11 +22,6 @@ from training.checkpoint import load_checkpoint, load_model, rebuild
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
 PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)"  # of `score`
-
-COLUMNS = {  # of the printed table: heading, digits, width
-    "psnr": ("PSNR (dB)", 2, 14), "ssim": ("SSIM", 4, 17), "lpips_alex": ("LPIPS (AlexNet)", 4, 17),
-    "lpips_vgg": ("LPIPS (VGG)", 4, 17), "st_lpips": ("ST-LPIPS", 4, 17), "fvd": ("FVD", 1, 16),
-}  # fmt: skip
 
 
 def get_parser():
@@ -215,7 +211,7 @@ def score(args, model, data, protocol, out, judge=None):
     shown = [ranking[rank] for rank in sorted(ranks)]
     if shown:
         show(args, model, data, shown, out)
-    print_tables(protocol, total, per_step, per_clip)
+    tables.show(protocol, total, per_step, per_clip)
     names = ", ".join(f"sample_{k}" for k in shown)
     print(
         f"wrote {out}/metrics.json, psnr_per_step.png"
@@ -285,51 +281,6 @@ def show_what_if(args, model, data, protocol, out):
     for label, steps in plans.items():
         print(f"{label:12} mean action {', '.join(f'{value:.4g}' for value in steps.mean(0).tolist())}")
     print(f"wrote {out}/what_if.{args.video} and what_if_K.png of clips {', '.join(map(str, clips))}")
-
-
-def print_tables(protocol, total, per_step, per_clip, most_clips=32):
-    """Print the scores: in all, a step, a clip."""
-    labels = {row: visualize.LABELS[row].format(n=protocol["n_samples"]) for row in metrics.ROWS}
-    rows = [row for row in metrics.ROWS if row in total and ("_of_" not in row or protocol["n_samples"] > 1)]
-    width = max(len(labels[row]) for row in rows)
-    show = lambda s, digits: f"{s['mean']:.{digits}f}" + (f" ± {s['ci95']:.{digits}f}" if s["ci95"] is not None else "")
-    print(
-        f"\n{protocol['data_root']} {protocol['split']}: {protocol['clips']} clips, {protocol['n_past']} -> {protocol['n_future']} frames,"
-        f" --cond {protocol['cond']}; mean ± 95 % interval over clips\n"
-    )
-    columns = {name: column for name, column in COLUMNS.items() if name in total["sample"]}
-    print(" " * width + "".join(f"  {head:>{space}}" for head, _, space in columns.values()))
-    for row in rows:
-        cells = [(show(total[row][name], digits) if name in total[row] else "", space) for name, (_, digits, space) in columns.items()]
-        print((f"{labels[row]:{width}}" + "".join(f"  {cell:>{space}}" for cell, space in cells)).rstrip())
-    if "between_samples" in total:
-        print(f"{'one sample beside another':{width}}  {show(total['between_samples']['psnr'], 2):>14}")
-    print(f"\nKL(posterior || prior): {show(total['kl']['nats'], 2)} nats a predicted frame")
-    for name, label in protocol.get("perceptual", {}).items():
-        given = "given and predicted" if label["given_frames"] else "predicted"
-        of_fvd = f"; ±: {label['interval']}; {label['caveat']}" if "caveat" in label else ""
-        print(f"{COLUMNS[name][0]}, the lower the better: {label['network']}; {label['videos']} videos of {label['frames']} {given} frames{of_fvd}")
-    rows = [row for row in rows if row not in ("worst_of_n", "prior_mean")]
-
-    def table(corner, entries):
-        print("\n" + f"{corner:24}" + "".join(f"{row:>18}" for row in rows) + "   (PSNR, SSIM)")
-        for name, entry in entries:
-            print(f"{name:24}" + "".join(f"{entry(row, 'psnr'):10.2f}{entry(row, 'ssim'):8.4f}" for row in rows))
-
-    steps = range(0, protocol["n_future"], -(-protocol["n_future"] // 32))
-    table(
-        "frame",
-        [(str(protocol["n_past"] + t), lambda row, metric, t=t: per_step[row][metric]["mean"][t]) for t in steps],
-    )
-    chosen = per_clip if len(per_clip) <= most_clips else per_clip[:most_clips]
-    table("clip", [(clip["clip"], lambda row, metric, clip=clip: clip[row][metric]) for clip in chosen])
-    if len(chosen) < len(per_clip):
-        print(f"... and {len(per_clip) - len(chosen)} more clips in metrics.json")
-    print()
-    if protocol["cond"] == "pose":  # the document's table
-        for k, clip in enumerate(per_clip):
-            print(f"PSNR for testing sequence{k + 1}: {clip['sample']['psnr']:.3f}")
-        print(f"AVG: {total['sample']['psnr']['mean']:.3f}\n")
 
 
 if __name__ == "__main__":
