@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from conftest import TINY, assert_same_loss, run
+from models.vgg import Decoder, Encoder
 from test_resume import break_frames, outcome, same, state_of
 from test_svg import ALL, clips, tiny
 
@@ -22,7 +23,6 @@ from models.align import warp
 from models.common import init_weights
 from models.cond_conv import Modulation
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder
 
 EACH = {
     "hierarchy": {"hierarchy": 3},
