@@ -229,17 +229,18 @@ def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_de
     if smmnist.is_moving_mnist(root):
         if cond != "none":
             raise UserError(f"--cond {cond}: Moving MNIST has no actions; give --cond none")
-        return smmnist.MovingMNIST(root, split, n_frames, n_clips, **digits)
-    if is_packed(Path(root) / split):
+        data = smmnist.MovingMNIST(root, split, n_frames, n_clips, **digits)
+    elif is_packed(Path(root) / split):
         device = None if data_device is None else choose_device(data_device, "--data_device")
         data = PackedDataset(root, split, n_frames, cond, n_clips, device)
-        if size not in (None, data.frame_size):
-            raise UserError(f"{root}: packed frames are not resized (--frame_H, --frame_W); python -m scripts.data.pack_dataset --unpack unpacks them")
-        return data
-    dataset = ClipDataset(root, split, n_frames, cond, n_clips, size)
-    if data_device is not None:
-        raise UserError(f"--data_device {data_device}: {root} is not packed; python -m scripts.data.pack_dataset packs it")
-    return dataset
+    else:
+        data = ClipDataset(root, split, n_frames, cond, n_clips, size)
+        if data_device is not None:
+            raise UserError(f"--data_device {data_device}: {root} is not packed; python -m scripts.data.pack_dataset packs it")
+    if size not in (None, data.frame_size):
+        remedy = "leave them out, or unpack it with python -m scripts.data.pack_dataset --unpack"
+        raise UserError(f"--frame_H, --frame_W: resize frames in the folder layout, and {root} is packed or made on the fly; {remedy}")
+    return data
 
 
 def digits_of(args):

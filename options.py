@@ -122,7 +122,7 @@ OF_TRAINING = {
     "--dataset": "--data_root finds out which data it holds",
     "--name": "--log_dir names the run",
 }
-OF_SVG = {"backbone": "--model", "image_size": "--image_width"}  # of a model's options
+OF_SVG = {"backbone": "--model", "image_size": "--image_width"}  # edenton/svg's names of a model's options
 OF_CHECKPOINT = (
     "--n_past --g_dim --z_dim --rnn_size --F_dim --L_dim --N_dim --D_out_dim --train_vi_len --lr --optim --optimizer --num_epoch --niter"
     " --tfr --tfr_sde --tfr_d_step --fast_train --fast_train_epoch --fast_partial --partial --per_save"

@@ -13,6 +13,7 @@ from conftest import TINY, call, write_clips
 from PIL import Image
 
 import session
+import smmnist
 from dataset import ClipDataset, PackedDataset, open_split, read_strip, resized
 from models import SVG
 from scripts.data import check_dataset, convert_videos, pack_dataset
@@ -210,6 +211,14 @@ def test_packed_and_unpacked(large, small, tmp_path):
     assert check_dataset.check_folders(large / "train", 0) == check_dataset.check_packed(tmp_path / "packed/train", 0) == []
     faults = check_dataset.check_folders(mixed / "train", 0)
     assert len(faults) == 5 and all("64x64 pixels; frames must be 128x128" in fault for fault in faults)
+
+
+def test_moving_mnist_has_one_size(monkeypatch, tmp_path):
+    (tmp_path / "MNIST").mkdir()
+    monkeypatch.setattr(smmnist.MovingMNIST, "read", lambda self, download: torch.zeros(9, 28, 28, dtype=torch.uint8))
+    flags = ["--data_root", tmp_path, "--log_dir", tmp_path / "run", *TINY]
+    refused(call(TRAIN, *flags, "--image_size", 128), "--image_size 128", "64x64")
+    refused(call(TRAIN, *flags, "--frame_H", 128, "--frame_W", 128), "--frame_H, --frame_W", tmp_path)
 
 
 def test_converted_videos_train(large, tmp_path, monkeypatch):
