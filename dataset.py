@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import resize
 
 import smmnist
-from packed import SIZE, check_size, is_packed, map_npy, read_array, read_clips, read_index
+from packed import SIZES, check_size, is_packed, map_npy, read_array, read_clips, read_index
 from recordings import PoseDataset
 from utils import UserError, choose_device, count_frames, read_csv, read_image
 
@@ -25,7 +27,7 @@ class Clips(Dataset):
     """The clips of one split (the first n_clips of them, or all), as windows of n_frames.
 
     An item is frames (T, H, W, 3) uint8 and cond (T, D) float32. The key i gives clip i from frame 0; the key (i, u),
-    u in [0, 1), gives a window that starts at the share u of the possible starts.
+    u in [0, 1), gives a window that starts at the share u of the possible starts. All frames have one size, `frame_size`, (H, W).
     """
 
     channels = 3
@@ -40,7 +42,7 @@ class Clips(Dataset):
 
 
 class ClipDataset(Clips):
-    """A split in the folder layout. Frames of another size than `size`, (height, width), are resized to it."""
+    """A split in the folder layout. Frames are resized to `size`, (height, width); without it they are as large as the first."""
 
     def __init__(self, root, split, n_frames, cond="action+position", n_clips=0, size=None):
         self.root, self.split, self.n_frames, self.cond, self.size = Path(root), split, n_frames, cond, size
@@ -52,8 +54,10 @@ class ClipDataset(Clips):
         if not self.clips:
             raise UserError(f"{folder}: no clips; expected {folder}/GROUP/CLIP/0.png or frames.webp")
         self.clips = self.clips[: n_clips or None]
-        self.cond_dim = None
-        self.cond_dim = self[0][1].shape[1]
+        self.cond_dim = self.side = None
+        frames, cond = self[0]
+        self.cond_dim, self.frame_size = cond.shape[1], tuple(frames.shape[1:3])
+        self.side = None if size else self.frame_size[0]
 
     def name(self, i):
         """The clip's folder relative to the split."""
@@ -62,7 +66,7 @@ class ClipDataset(Clips):
     def __getitem__(self, key):
         i, u = key if isinstance(key, tuple) else (key, 0.0)
         clip = self.clips[i]
-        strip = read_strip(clip)
+        strip = read_strip(clip, self.side)
         length = count_frames(clip) if strip is None else len(strip)
         if not length:
             raise UserError(f"{clip}: no 0.png, 1.png, ... and no frames.webp; remove the folder, or add its frames")
@@ -70,7 +74,10 @@ class ClipDataset(Clips):
             raise UserError(f"{clip}: {length} frames, {self.n_frames} wanted; lower --n_future (or --n_eval)")
         first = int(u * (length - self.n_frames + 1))
         window = slice(first, first + self.n_frames)
-        frames = read_pngs(clip, range(length)[window], self.size) if strip is None else strip[window]
+        if strip is None:
+            frames = read_pngs(clip, range(length)[window], self.side, self.size)
+        else:
+            frames = resized(strip[window], self.size)
         return torch.from_numpy(frames), torch.from_numpy(self.read_cond(i, length)[window])
 
     def read_cond(self, i, n_rows=1):
@@ -88,7 +95,7 @@ class ClipDataset(Clips):
 class PackedDataset(Clips):
     """A split in the packed form; a batch is one read, or one index operation if `device` keeps the frames.
 
-    ROOT/SPLIT/frames.npy (F, 64, 64, 3) uint8 holds the frames of all clips one after the other, actions.npy and
+    ROOT/SPLIT/frames.npy (F, S, S, 3) uint8 holds the frames of all clips one after the other, actions.npy and
     endeffector_positions.npy (F, D) float32 their conditions, clips.csv a clip's name and number of frames a line, and
     index.json the format version and each file's shape, bytes and SHA-256.
     """
@@ -99,7 +106,8 @@ class PackedDataset(Clips):
         files = read_index(folder)["files"]
         for name, file in files.items():
             check_size(folder / name, file["bytes"])
-        n_rows = files["frames.npy"]["shape"][0]
+        n_rows, *shape = files["frames.npy"]["shape"]
+        self.frame_size = shape[0], shape[1]
         self.clips, self.lengths = read_clips(folder / "clips.csv", n_rows)
         self.firsts = np.cumsum(self.lengths) - self.lengths
         self.clips = self.clips[: n_clips or None]
@@ -111,7 +119,7 @@ class PackedDataset(Clips):
         self.cond_dim = self.cond.shape[1]
         self.path = folder / "frames.npy"
         mapped = map_npy(self.path)
-        if (mapped.dtype, mapped.shape, mapped.flags.c_contiguous) != (np.uint8, (n_rows, SIZE, SIZE, 3), True):
+        if (mapped.dtype, mapped.shape, mapped.flags.c_contiguous) != (np.uint8, (n_rows, *shape), True):
             raise UserError(f"{self.path}: not the frames that index.json says; copy or pack the data set again")
         self.header = mapped.offset
         if device is not None:
@@ -130,7 +138,7 @@ class PackedDataset(Clips):
         clips = clips.astype(np.int64)
         first = self.firsts[clips] + (shares * (self.lengths[clips] - self.n_frames + 1)).astype(np.int64)
         rows = torch.from_numpy(first[:, None] + np.arange(self.n_frames))
-        shape = (*rows.shape, SIZE, SIZE, 3)
+        shape = (*rows.shape, *self.frame_size, 3)
         if self.device is None:
             frames = torch.empty(shape, dtype=torch.uint8)
             self.read(first, frames)
@@ -145,7 +153,7 @@ class PackedDataset(Clips):
         try:
             with open(self.path, "rb", buffering=0) as file:
                 for row, window in zip(rows.tolist(), out.numpy()):
-                    file.seek(self.header + row * SIZE * SIZE * 3)
+                    file.seek(self.header + row * window[0].nbytes)
                     if file.readinto(window) != window.nbytes:
                         raise UserError(f"{self.path}: ends early; it changed while it was read")
         except OSError as error:
@@ -154,11 +162,11 @@ class PackedDataset(Clips):
     def load(self, n_rows, step=1024):
         """All frames (F, H, W, 3) uint8 on the device, read a few at a time."""
         try:
-            frames = torch.empty((n_rows, SIZE, SIZE, 3), dtype=torch.uint8, device=self.device)
+            frames = torch.empty((n_rows, *self.frame_size, 3), dtype=torch.uint8, device=self.device)
         except RuntimeError:
             raise UserError(f"--data_device {self.device}: no room there for {self.path}; leave the flag out") from None
         for row in range(0, n_rows, step):
-            part = torch.empty((1, min(step, n_rows - row), SIZE, SIZE, 3), dtype=torch.uint8)
+            part = torch.empty((1, min(step, n_rows - row), *self.frame_size, 3), dtype=torch.uint8)
             self.read(np.array([row]), part)
             frames[row : row + step] = part[0]
         return frames
@@ -179,17 +187,35 @@ def natural_key(path):
     return [int(word) for word in words], str(path)
 
 
-def read_pngs(clip, numbers, size=None):
-    """The frames of these numbers, (T, 64, 64, 3) uint8."""
-    fits, wanted = lambda w, h: w == h == SIZE, f"frames must be {SIZE}x{SIZE}; --frame_H {SIZE} --frame_W {SIZE} resizes them"
-    return np.stack([read_image(clip / f"{t}.png", fits, wanted, size) for t in numbers])
+def read_pngs(clip, numbers, side=None, size=None):
+    """The frames of these numbers, (T, S, S, 3) uint8, S = side or, where that is None, as in the first; or resized to `size`."""
+    frames = []
+    for t in numbers:
+        sides = [side] if side else SIZES
+        wanted = f"frames must be {squares(sides)}; --frame_H {sides[0]} --frame_W {sides[0]} resizes them"
+        frames.append(read_image(clip / f"{t}.png", lambda w, h: w == h and w in sides, wanted, size))
+        side = side or len(frames[0])
+    return np.stack(frames)
 
 
-def read_strip(clip):
-    """All frames of a clip's film strip, (T, 64, 64, 3) uint8; None where it has none."""
-    path, wanted = clip / "frames.webp", f"a strip is {SIZE} wide and {SIZE} high a frame"
+def read_strip(clip, side=None):
+    """All frames of a clip's film strip, (T, S, S, 3) uint8, S = side or any; None where it has none."""
+    path, sides = clip / "frames.webp", [side] if side else SIZES
     if path.exists():
-        return read_image(path, lambda w, h: w == SIZE and h % SIZE == 0, wanted).reshape(-1, SIZE, SIZE, 3)
+        strip = read_image(path, lambda w, h: w in sides and h % w == 0, f"a strip is one column of {squares(sides)} frames")
+        return strip.reshape(-1, strip.shape[1], strip.shape[1], 3)
+
+
+def squares(sides):
+    """Sizes as words: 64x64 or 128x128."""
+    return " or ".join(f"{side}x{side}" for side in sides)
+
+
+def resized(frames, size):
+    """Frames (T, H, W, 3) uint8, resized to `size`, (height, width), unless that is None or theirs."""
+    if size in (None, frames.shape[1:3]):
+        return frames
+    return np.stack([resize(Image.fromarray(frame), size, antialias=True) for frame in frames])
 
 
 def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_device=None, cuts=None, size=None, **digits):
@@ -203,14 +229,18 @@ def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_de
     if smmnist.is_moving_mnist(root):
         if cond != "none":
             raise UserError(f"--cond {cond}: Moving MNIST has no actions; give --cond none")
-        return smmnist.MovingMNIST(root, split, n_frames, n_clips, **digits)
-    if is_packed(Path(root) / split):
+        data = smmnist.MovingMNIST(root, split, n_frames, n_clips, **digits)
+    elif is_packed(Path(root) / split):
         device = None if data_device is None else choose_device(data_device, "--data_device")
-        return PackedDataset(root, split, n_frames, cond, n_clips, device)
-    dataset = ClipDataset(root, split, n_frames, cond, n_clips, size)
-    if data_device is not None:
-        raise UserError(f"--data_device {data_device}: {root} is not packed; python -m scripts.data.pack_dataset packs it")
-    return dataset
+        data = PackedDataset(root, split, n_frames, cond, n_clips, device)
+    else:
+        data = ClipDataset(root, split, n_frames, cond, n_clips, size)
+        if data_device is not None:
+            raise UserError(f"--data_device {data_device}: {root} is not packed; python -m scripts.data.pack_dataset packs it")
+    if size not in (None, data.frame_size):
+        remedy = "leave them out, or unpack it with python -m scripts.data.pack_dataset --unpack"
+        raise UserError(f"--frame_H, --frame_W: resize frames in the folder layout, and {root} is packed or made on the fly; {remedy}")
+    return data
 
 
 def digits_of(args):
@@ -232,6 +262,11 @@ def open_splits(args):
     splits = [open_split(args.data_root, *split, args.cond, **more) for split in lengths.items()]
     if splits[0].channels != args.channels:
         raise UserError(f"--channels {args.channels}: the frames of {args.data_root} have {splits[0].channels}")
+    side = args.image_size = args.image_size or splits[0].frame_size[0]
+    for data in splits:
+        if data.frame_size != (side, side):
+            found = "{1}x{0}".format(*data.frame_size)
+            raise UserError(f"--image_size {side}: {data.root / data.split} has {found} frames; --frame_H {side} --frame_W {side} resizes them")
     return splits
 
 
@@ -243,9 +278,19 @@ def open_for(model, trained, split, data_root=None, n_future=None, n_clips=0, cu
         usual = trained["n_eval"] - model.n_past
     more = {"cuts": cuts, "size": size or size_of(trained)} | digits_of(trained)
     data = open_split(root, split, model.n_past + (n_future or usual), cond, n_clips, **more)
-    for name, found in {"cond_dim": data.cond_dim, "channels": data.channels}.items():
-        wanted = model.config.get(name, 3)
-        if found != wanted:
-            what = f"--cond {cond} has {found} numbers a frame there" if name == "cond_dim" else f"frames have {found} channels"
-            raise UserError(f"--data_root {root}: {what}, and the model was trained with {wanted}")
+    check_data(model, data, root, cond)
     return data
+
+
+def check_data(model, data, root, cond):
+    """Refuse data of other conditions or frames than a model was trained with. What its config does not say may be anything."""
+    height, width = data.frame_size
+    for name, found, what in (
+        ("cond_dim", data.cond_dim, f"--cond {cond} has {data.cond_dim} numbers a frame there"),
+        ("channels", data.channels, f"frames have {data.channels} channels"),
+        ("image_size", width if width == height else None, f"frames are {width}x{height}"),
+    ):
+        wanted = model.config.get(name, found)
+        if found != wanted:
+            remedy = f"; generate.py resizes them with --frame_H {wanted} --frame_W {wanted}" * (name == "image_size")
+            raise UserError(f"--data_root {root}: {what}, and the model was trained with {wanted}{remedy}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import smmnist
 from models import SVG, PoseCVAE
-from packed import SIZE
+from packed import SIZES
 from training import schedules
 from training.checkpoint import load_checkpoint
 from utils import UserError
@@ -121,12 +121,12 @@ OF_TRAINING = {
     "--no_sanity": "no validation runs before the training; leave it out",
     "--dataset": "--data_root finds out which data it holds",
     "--name": "--log_dir names the run",
-    "--image_width": "frames are 64x64; --frame_H 64 --frame_W 64 resizes others",
 }
+OF_SVG = {"backbone": "--model", "image_size": "--image_width"}  # edenton/svg's names of a model's options
 OF_CHECKPOINT = (
     "--n_past --g_dim --z_dim --rnn_size --F_dim --L_dim --N_dim --D_out_dim --train_vi_len --lr --optim --optimizer --num_epoch --niter"
     " --tfr --tfr_sde --tfr_d_step --fast_train --fast_train_epoch --fast_partial --partial --per_save"
-    " --kl_anneal_type --kl_anneal_cycle --kl_anneal_ratio --last_frame_skip --beta --cond"
+    " --kl_anneal_type --kl_anneal_cycle --kl_anneal_ratio --last_frame_skip --beta --cond --image_size --image_width"
 )
 OF_PREDICTION = {
     "--gpu": "--device cuda:1 chooses a GPU",
@@ -158,8 +158,8 @@ def add_model(parser, model):
             continue
         bare = {"nargs": "?", "const": about["bare"]} if about["bare"] else {}
         kind = {"choices": about["choices"], "type": field.type} if about["choices"] else {"type": number(field.type, about["low"], about["high"])}
-        names = f"--{field.name} --model" if field.name == "backbone" else f"--{field.name}"  # edenton/svg's
-        add(names, field.default, about["help"], **kind, **bare)
+        default = None if about["of_data"] else field.default
+        add(f"--{field.name} {OF_SVG.get(field.name, '')}", default, about["help"], **kind, **bare)
 
 
 def model_fields(model):
@@ -178,10 +178,10 @@ def model_options(model, args):
     return {field.name: getattr(args, field.name) for field in model_fields(model)}
 
 
-def add_frame_size(add, size):
+def add_frame_size(add, size, **more):
     """What frames are resized to."""
     for name, word in (("--frame_H", "height"), ("--frame_W", "width")):
-        add(name, None, f"resize frames of another size: to this {word} (give both; default: refuse them)", size)
+        add(name, None, f"resize frames of another size: to this {word} (give both; default: refuse them)", size, **more)
 
 
 def training_parser(description):
@@ -194,7 +194,7 @@ def training_parser(description):
     add("--random_start", True, "train on windows anywhere in a clip", action=argparse.BooleanOptionalAction)
     add("--num_digits", 2, "digits of Moving MNIST (a --data_root with MNIST/raw)", number(int, 1, 10))
     add("--deterministic", False, "Moving MNIST bounces off the walls rather than at random", action="store_true")
-    add_frame_size(add, number(int, SIZE, SIZE))
+    add_frame_size(add, int, choices=SIZES)
     add("--data_device", None, "keep a packed data set on this device: cuda, cpu, ...; default: on disk")
     add_training(parser, SVG, add_kl_shares)
     return parser
@@ -332,9 +332,10 @@ def resumed(parser, argv, args):
             f"--resume {args.resume}: its condition is {run.get('cond')}; resume it with the command that began it"
         )
     check_values(parser, f"{args.resume}/last.pt", run)
-    fields = [field.name for model in (SVG, PoseCVAE) for field in model_fields(model)]
-    for name in [*KEPT, *fields]:
-        found = run.get(name, parser.get_default(name))
+    fields = model_fields(PoseCVAE if args.cond == "pose" else SVG)
+    kept = {name: parser.get_default(name) for name in KEPT} | {field.name: field.default for field in fields}
+    for name, default in kept.items():
+        found = run.get(name, default)
         if name in given and given[name] != found:
             raise UserError(
                 f"--{name} {given[name]}: the run {args.resume} has {found}; leave the flag out, or start a new run"

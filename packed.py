@@ -8,7 +8,7 @@ import numpy as np
 
 from utils import UserError, require_finite
 
-SIZE = 64
+SIZES = 64, 128  # pixels a side of a frame
 PACKED_VERSION = 1
 
 
@@ -28,12 +28,12 @@ def read_index(folder):
         n_rows, *shape = files["frames.npy"]["shape"]
         numbers = [n_rows, files["clips.csv"]["bytes"], *(file["bytes"] for file in files.values())]
         named = all("sha256" in file and Path(name).name == name for name, file in files.items())
-        if shape != [SIZE, SIZE, 3] or not named or not all(type(n) is int for n in numbers):
+        if shape not in [[side, side, 3] for side in SIZES] or not named or not all(type(n) is int for n in numbers):
             raise ValueError
     except FileNotFoundError:
         raise UserError(f"{path}: missing; copy or pack the data set again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: not the index of packed {SIZE}x{SIZE} frames; copy or pack them again") from None
+        raise UserError(f"{path}: not the index of packed 64x64 or 128x128 frames; copy or pack them again") from None
     if version != PACKED_VERSION:
         raise UserError(f"{path}: format version {version}, and {PACKED_VERSION} is read here; pack the data set again")
     return index

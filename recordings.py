@@ -33,7 +33,8 @@ class PoseDataset(Dataset):
         if n == 0:
             raise UserError(f"{folder}: no recording; expected {images}/0.png and {labels}/0.png")
         self.frames = read_numbered(images, n, resize_to=size)
-        self.labels = read_numbered(labels, n, self.frames.shape[1:3], size)
+        self.frame_size = tuple(self.frames.shape[1:3])
+        self.labels = read_numbered(labels, n, self.frame_size, size)
         source = "--cuts"
         if cuts is None:
             source, cuts = folder / "cuts.txt", read_cuts(folder / "cuts.txt")

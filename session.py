@@ -108,6 +108,8 @@ class Session:
         if sizes != [4, 3]:
             raise UserError(f"--sim: it has 4 numbers an action and 3 a position, the data {sizes[0]} and {sizes[1]}")
         frames = [self.simulator.reset(np.random.default_rng([self.seed, k]))]
+        if len(frames[0]) != (wanted := self.model.config["image_size"]):
+            raise UserError(f"--sim: its frames have {len(frames[0])} pixels a side, the model's {wanted}; leave the flag out")
         for _ in range(self.model.n_past - 1):
             self.simulator.step(rest)
             frames.append(self.simulator.render())

@@ -31,7 +31,7 @@ class MovingMNIST(Dataset):
     [0, 1), another one for each u. The splits have digits of their own.
     """
 
-    cond_dim, channels = 0, 1
+    cond_dim, channels, frame_size = 0, 1, (SIZE, SIZE)
 
     def __init__(self, root, split, n_frames, n_clips=0, num_digits=2, deterministic=False):
         self.root, self.split, self.n_frames = Path(root), split, n_frames

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import visualize
-from dataset import ClipDataset, natural_key, read_strip
+from dataset import ClipDataset, check_data, natural_key, read_strip
 from loading import to_float
 from metrics import heat, noise_generators, spread, to_uint8
 from packed import is_packed
@@ -22,7 +22,7 @@ from utils import UserError, count_frames, make_folder, writing
 
 
 class UnseenClips(Dataset):
-    """Robot clips of n_past given frames: an item is past (n_past, 64, 64, 3) uint8 and cond (T, D) float32."""
+    """Robot clips of n_past given frames: an item is past (n_past, H, W, 3) uint8 and cond (T, D) float32."""
 
     def __init__(self, root, split, n_past, n_future, cond, size=None):
         self.given = ClipDataset(root, split, n_past, cond, size=size)
@@ -78,6 +78,7 @@ def open_unseen(model, trained, split, data_root=None, n_future=None, size=None)
         data[0]
     except UserError:  # neither frames nor conditions: `open_for` says what is missing
         return None
+    check_data(model, data.given, root, cond)
     return data
 
 

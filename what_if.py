@@ -20,7 +20,7 @@ def read_conditions(data, cond):
     """The actions (N, T, A) of a data set's clips and, if the condition holds them, the positions (N, T, P), else None."""
 
     def read(part):
-        split = open_split(data.root, data.split, data.n_frames, part, len(data))
+        split = open_split(data.root, data.split, data.n_frames, part, len(data), size=data.frame_size)
         return torch.from_numpy(np.stack([split.read_cond(k, data.n_frames)[: data.n_frames] for k in range(len(split))]))
 
     if "action" not in cond and "position" not in cond:

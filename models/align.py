@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 
 class Aligner(nn.Module):
-    """g (N, g_dim) to a coarse flow (N, 2, 8, 8), x and y in pixels of the 64x64 frame; none until it is trained."""
+    """g (N, g_dim) to a coarse flow (N, 2, 8, 8), x and y in 64ths of the frame; none until it is trained."""
 
     def __init__(self, g_dim):
         super().__init__()

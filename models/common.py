@@ -9,12 +9,13 @@ import torch.nn as nn
 MOST = 2**31 - 1
 
 
-def option(default, help, low=1, high=MOST, choices=None, bare=None):
+def option(default, help, low=1, high=MOST, choices=None, bare=None, of_data=False):
     """A field of a model's Config that is a flag too: declared once, it reaches `--help`, the model and the checkpoint.
 
-    Integers lie in low .. high, words in `choices`; `bare` is what the flag means without a value. A bool is a switch.
+    Integers lie in low .. high, words in `choices`; `bare` is what the flag means without a value. A bool is a switch. Without
+    a flag that is `of_data` a training takes what its data has.
     """
-    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, bare=bare))
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, bare=bare, of_data=of_data))
 
 
 def check_config(config):

@@ -1,7 +1,7 @@
-"""The convolutions of models/vgg64.py in fewer operations. The sums stay the same; nothing else knows how.
+"""The convolutions of models/vgg.py in fewer operations. The sums stay the same; nothing else knows how.
 
     SplitConv       conv(cat[upsample(u), s]) as conv_u(upsample(u)) + conv_s(s): s's part serves all steps that share s;
-                    SplitConvTranspose for dcgan64
+                    SplitConvTranspose for dcgan
     UpsampleConv    upsampling and convolution as one
     for_prediction  BatchNorm folded into the convolutions, Winograd's on the CPU: a network for eval mode alone
 """

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from models import dcgan64, vgg64
+from models import dcgan, vgg
 from models.align import Aligner, warp
 from models.common import check_config, evaluating, init_weights, option
 from models.cond_conv import modulate
@@ -30,9 +30,9 @@ from models.gaussian import Gaussian, draw_noise
 from models.hierarchy import Level
 from models.lstm import LSTM, GaussianLSTM
 
-# A backbone is a module with Encoder(g_dim, width, norm, channels), x, c, rows -> h, their skips (fine to coarse), pooled maps;
-# and Decoder(g_dim, width, norm, channels) with skip_terms(skips) and g, add, c -> frames (models/vgg64.py).
-BACKBONES = {"vgg": vgg64, "dcgan": dcgan64}
+# A backbone is a module with Encoder(g_dim, width, norm, channels, size), x, c, rows -> h, their skips (fine to coarse), pooled
+# maps; and Decoder(g_dim, width, norm, channels, size) with skip_terms(skips) and g, add, c -> frames (models/vgg.py).
+BACKBONES = {"vgg": vgg, "dcgan": dcgan}
 
 
 @dataclass
@@ -42,9 +42,10 @@ class Config:
     cond_dim: int
     prior: str = field(default="learned", metadata={"choices": ("fixed", "learned")})
     n_past: int = option(2, "frames given")
-    backbone: str = option("vgg", "encoder and decoder: SVG's vgg64, or its smaller dcgan64", choices=tuple(BACKBONES))
+    backbone: str = option("vgg", "encoder and decoder: SVG's vgg_64 and vgg_128, or its smaller dcgan", choices=tuple(BACKBONES))
+    image_size: int = option(64, "pixels a side of the frames (default: what the data has)", choices=(64, 128), of_data=True)
     channels: int = option(3, "channels of a frame: 3, or 1 for grey", choices=(1, 3))
-    width: int = option(64, "channels at 64x64; 64 is the paper's, 16 suits a laptop")
+    width: int = option(64, "channels at full size; 64 is the paper's, 16 suits a laptop")
     g_dim: int = option(128, "size of the encoder's and the predictor's vectors")
     z_dim: int = option(64, "size of the latents")
     rnn_size: int = option(256, "hidden size of every LSTM")
@@ -87,9 +88,9 @@ class Rollout(NamedTuple):
     """Where the recurrence stands: what the next K steps start from."""
 
     state: tuple  # of the frame predictor's and the prior's LSTM; (None, None) before the first step
-    terms: list  # the skip terms that they paste: K times four tensors (B, C, S, S)
+    terms: list  # the skip terms that they paste: K times a tensor (B, C, S, S) a stage of the decoder
     source: Frames | None  # their source frames, encoded
-    frame: torch.Tensor | None = None  # or the source frame itself (1, B, C, 64, 64), not encoded yet
+    frame: torch.Tensor | None = None  # or the source frame itself (1, B, C, H, W), not encoded yet
 
 
 def divergences(q, p):
@@ -114,8 +115,8 @@ class SVG(nn.Module):
         self.classic_feedback, self.cond_frame = o.classic_feedback, o.cond_frame
         self.is_predicting = False
         networks = BACKBONES[o.backbone]
-        self.encoder = networks.Encoder(o.g_dim, o.width, o.norm, o.channels)
-        self.decoder = networks.Decoder(o.g_dim, o.width, o.norm, o.channels)
+        self.encoder = networks.Encoder(o.g_dim, o.width, o.norm, o.channels, o.image_size)
+        self.decoder = networks.Decoder(o.g_dim, o.width, o.norm, o.channels, o.image_size)
         self.frame_predictor = LSTM(cond_dim + o.g_dim + o.z_dim, o.g_dim, o.rnn_size, o.predictor_rnn_layers, o.norm)
         self.posterior = GaussianLSTM(o.g_dim, o.z_dim, o.rnn_size, o.posterior_rnn_layers)
         self.prior = GaussianLSTM(o.g_dim, o.z_dim, o.rnn_size, o.prior_rnn_layers) if prior == "learned" else None
@@ -127,7 +128,8 @@ class SVG(nn.Module):
         # The extensions come last: the plain model's parameters are drawn as without them.
         n_z, sizes = max(1, o.z_dim // 8), (4, 8, 16)[: o.hierarchy - 1]  # of the levels beyond the first
         self.latent_shapes = [(o.z_dim,)] + [(n_z, size, size) for size in sizes]
-        self.levels = nn.ModuleList([Level(o.width * 32 // size, n_z, prior == "learned") for size in sizes])
+        channels = [o.width * min(8, o.image_size // 2 // size) for size in sizes]  # of vgg's maps
+        self.levels = nn.ModuleList([Level(n, n_z, prior == "learned") for n in channels])
         self.levels.apply(init_weights)
         self.aligner = Aligner(o.g_dim) if o.align else None
         for network in {"none": (), "decoder": (self.decoder,), "encoder": (self.encoder, self.decoder)}[o.cond_conv]:
@@ -147,9 +149,9 @@ class SVG(nn.Module):
     # The equations, for K steps at once.
 
     def encode(self, x, c, pasted):
-        """Frames (K, B, C, 64, 64), their conditions (K, B, D) -> Frames, and the skip terms of those in the range `pasted`.
+        """Frames (K, B, C, H, W), their conditions (K, B, D) -> Frames, and the skip terms of those in the range `pasted`.
 
-        The terms are the decoder's, of each frame four tensors (B, C, S, S), coarse to fine.
+        The terms are the decoder's, of each frame a tensor (B, C, S, S) a stage, coarse to fine.
         """
         batch = x.shape[1]
         rows = slice(pasted.start * batch, pasted.stop * batch)
@@ -178,7 +180,7 @@ class SVG(nn.Module):
     def decode(self, g, c, terms, source, q, eps):
         """x^_i = decoder(g_i, skip), and the finer levels' z ~ q or, where there is no q, ~ p.
 
-        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, C, 64, 64), p of the finer levels. Futures
+        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, C, H, W), p of the finer levels. Futures
         of one clip share its terms, whose rows then repeat.
         """
         flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
@@ -201,7 +203,7 @@ class SVG(nn.Module):
     def advance(self, now, c, q, eps):
         """The next K steps: c (K, B, D), a list a level of posteriors (or None: priors) and of noise (K, B, ...).
 
-        -> frames (K, B, C, 64, 64), the prior of each level, and the Rollout that continues from the last of them.
+        -> frames (K, B, C, H, W), the prior of each level, and the Rollout that continues from the last of them.
         """
         source, terms = now.source, now.terms
         if source is None:
@@ -221,7 +223,7 @@ class SVG(nn.Module):
     # Training.
 
     def loss(self, frames, cond, teacher_forcing):
-        """frames (B, T, C, 64, 64) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1.
+        """frames (B, T, C, H, W) in [0, 1], cond (B, T, D) -> {"mse", "kld"}, scalars summed over i = 1 .. T-1.
 
         z_i ~ q; the source frame is true while given and under teacher forcing, else predicted. With `hierarchy` kld is
         the sum over levels, and {"kld_1", "kld_2", ...} are theirs.
@@ -266,7 +268,7 @@ class SVG(nn.Module):
                 self.is_predicting = False
 
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
-        """Sample futures: past (B, n_past, C, 64, 64), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, C, 64, 64).
+        """Sample futures: past (B, n_past, C, H, W), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, C, H, W).
 
         z_i ~ p, the source frame is predicted. generator: None, a torch.Generator, a list of B CPU generators, or "mean" (see
         `draw_noise`).
@@ -277,7 +279,7 @@ class SVG(nn.Module):
     def reconstruct(self, frames, cond, generator=None):
         """As `predict` of one sample, but z_i ~ q given the true frames, so it sees the future: an upper bound.
 
-        frames (B, T, C, 64, 64), cond (B, T, D) -> (1, B, T - n_past, C, 64, 64), and KL(q || p) in nats, (B, T - n_past).
+        frames (B, T, C, H, W), cond (B, T, D) -> (1, B, T - n_past, C, H, W), and KL(q || p) in nats, (B, T - n_past).
         """
         with self.predicting():
             true, _ = self.encode(frames.transpose(0, 1), self.standardise(cond)[: frames.shape[1]], range(0))
@@ -307,7 +309,7 @@ class SVG(nn.Module):
         return predicted.transpose(0, 1).unflatten(0, (n_samples, len(past))), p
 
     def begin(self, past, c, eps, n_samples=1):
-        """The Rollout of n_samples futures after the given frames (B, n_past, C, 64, 64), c (n_past, B, D), standardised.
+        """The Rollout of n_samples futures after the given frames (B, n_past, C, H, W), c (n_past, B, D), standardised.
 
         Its state has seen steps 1 .. n_past-1, z from the posterior as their frames are known; nothing is decoded.
         """

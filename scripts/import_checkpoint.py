@@ -20,6 +20,7 @@ from training.unpickle import Refused, read
 from utils import UserError, run_command
 
 NETWORKS = "encoder decoder frame_predictor posterior prior".split()
+LAST = {"c5.0.weight": 64, "c6.0.weight": 128}  # a weight of the encoder's last layer: the size of its frames
 CONDITIONS = {0: "none", 3: "position", 4: "action", 7: "action+position"}
 # Where a pose model's channels are: a weight, and which of its dimensions.
 POSE_SIZES = {
@@ -58,7 +59,7 @@ def take(path, name, ours, theirs, storages):
     """The weights of `theirs` for our network of this name, which must be the same in layers, names and shapes."""
     (layers, views), own, modules = unfold(theirs), ours.state_dict(), dict(ours.named_modules())
     if type(layers.get("up")).__name__ == "torch.nn.modules.upsampling.UpsamplingNearest2d":
-        del layers["up"]  # part of models/vgg64.py's convolutions
+        del layers["up"]  # part of models/vgg.py's convolutions
     # torch before 0.4.1 did not count batches.
     counts = {key: torch.zeros((), dtype=torch.int64) for key in own if key.endswith("num_batches_tracked") and key not in views}
     wanted = {key: tuple(x.shape) for key, x in own.items() if key not in counts}
@@ -88,15 +89,16 @@ def svg(path, content, storages, args):
     sizes = {name: {key: view.size for key, view in unfold(network)[1].items()} for name, network in networks.items()}
     encoder, predictor = sizes["encoder"], sizes["frame_predictor"]
     backbone, first = ("vgg", "c1.0.main.0.weight") if "c1.0.main.0.weight" in encoder else ("dcgan", "c1.main.0.weight")
-    if first not in encoder or "c5.0.weight" not in encoder:
-        raise UserError(f"{path}: its encoder is neither vgg_64 nor dcgan_64; such a network cannot be imported")
-    g_dim, z_dim = encoder["c5.0.weight"][0], sizes["posterior"]["mu_net.weight"][0]
+    last = next((key for key in LAST if key in encoder), None)
+    if first not in encoder or last is None:
+        raise UserError(f"{path}: its encoder is none of vgg_64, vgg_128, dcgan_64, dcgan_128; such a network cannot be imported")
+    g_dim, z_dim = encoder[last][0], sizes["posterior"]["mu_net.weight"][0]
     rnn_size, n_inputs = predictor["embed.weight"]
     cond_dim = n_inputs - g_dim - z_dim
     layers = {f"{name.removeprefix('frame_')}_rnn_layers": sum("weight_ih" in key for key in sizes[name]) for name in NETWORKS[2:] if name in sizes}
     model = without_weights(path, dict(
         name="svg", cond_dim=cond_dim, prior="learned" if "prior" in networks else "fixed", n_past=setting(path, content, args, "n_past", int),
-        backbone=backbone, width=encoder[first][0], channels=encoder[first][1], g_dim=g_dim, z_dim=z_dim, rnn_size=rnn_size, **layers,
+        backbone=backbone, image_size=LAST[last], width=encoder[first][0], channels=encoder[first][1], g_dim=g_dim, z_dim=z_dim, rnn_size=rnn_size, **layers,
         last_frame_skip=setting(path, content, args, "last_frame_skip", bool), skip_frame="classic",
         cond_frame=args.cond_frame,
     ))  # fmt: skip

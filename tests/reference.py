@@ -33,6 +33,12 @@ def gaussian(module, x, state):
     return module.mu_net(h), module.logvar_net(h), state
 
 
+def numbered(network, name):
+    """The layers name1, name2, ... of a network."""
+    layers = dict(network.named_children())
+    return [layers[f"{name}{k}"] for k in range(1, 10) if f"{name}{k}" in layers]
+
+
 def features(model, skips):
     """The encoder's features that the spatial levels read, 4x4 first."""
     return [F.max_pool2d(skip, 2) for skip in reversed(skips[1:])][: len(model.levels)]
@@ -54,7 +60,7 @@ def spatial_prior(level, f, d):
 
 
 def moved(x, flow):
-    """x (B, C, S, S) read bilinearly at each pixel plus the flow (B, 2, 8, 8), given in pixels of a 64x64 frame."""
+    """x (B, C, S, S) read bilinearly at each pixel plus the flow (B, 2, 8, 8), given in 64ths of the frame."""
     size = x.shape[-1]
     flow = F.interpolate(flow, size=(size, size), mode="bilinear") * size / 64
     place = torch.arange(size, dtype=x.dtype, device=x.device)
@@ -73,21 +79,22 @@ def moved(x, flow):
 
 
 def encode(model, x, c):
-    """The classic encoder: x (B, 3, 64, 64) -> h (B, g_dim), the feature maps before each pooling."""
-    encoder, skips = model.encoder, []
-    for chain in (encoder.c1, encoder.c2, encoder.c3, encoder.c4):
+    """The classic encoder: x (B, 3, H, W) -> h (B, g_dim), the feature maps before each pooling."""
+    *chains, last = numbered(model.encoder, "c")
+    skips = []
+    for chain in chains:
         skips.append(chain(x, c))
         x = F.max_pool2d(skips[-1], 2)
-    conv = encoder.c5[0]
-    return encoder.c5[1:](F.conv2d(x, conv.weight, conv.bias), c).flatten(1), skips
+    conv = last[0]
+    return last[1:](F.conv2d(x, conv.weight, conv.bias), c).flatten(1), skips
 
 
 def decode(model, g, skips, c, draw=None):
     """The classic decoder: upsample, concatenate the skip (and z = draw(k, d)), convolve; an aligned skip's share moves."""
-    decoder = model.decoder
-    conv = decoder.upc1[0]
-    d = decoder.upc1[1:](F.conv_transpose2d(g[:, :, None, None], conv.weight, conv.bias), c)
-    for k, (upc, skip) in enumerate(zip((decoder.upc2, decoder.upc3, decoder.upc4, decoder.upc5), reversed(skips))):
+    first, *stages = numbered(model.decoder, "upc")
+    conv = first[0]
+    d = first[1:](F.conv_transpose2d(g[:, :, None, None], conv.weight, conv.bias), c)
+    for k, (upc, skip) in enumerate(zip(stages, reversed(skips), strict=True)):
         conv = upc[0].main[0]
         inputs, weights = [F.interpolate(d, scale_factor=2, mode="nearest"), skip], [conv.weight]
         if k < len(model.levels):

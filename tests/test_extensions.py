@@ -22,7 +22,7 @@ from models.align import warp
 from models.common import init_weights
 from models.cond_conv import Modulation
 from models.lstm import LSTM, GaussianLSTM
-from models.vgg64 import Decoder, Encoder
+from models.vgg import Decoder, Encoder
 
 EACH = {
     "hierarchy": {"hierarchy": 3},
@@ -113,8 +113,14 @@ def test_all_equal_the_reference_with_other_skips(n_past, skip, teacher_forcing)
     check_loss(tiny("learned", n_past, **ALL, **skip), teacher_forcing)
 
 
-def check_loss(model, teacher_forcing):
-    ours = assert_same_loss(model, reference, *clips(), teacher_forcing, atol=1e-10)
+@pytest.mark.parametrize("options", [{}, {**ALL, "last_frame_skip": True}], ids=["plain", "extended"])
+@forcing
+def test_frames_of_128_equal_the_reference(options, teacher_forcing):
+    check_loss(tiny(image_size=128, **options), teacher_forcing, clips(2, 5, 128))
+
+
+def check_loss(model, teacher_forcing, data=None):
+    ours = assert_same_loss(model, reference, *(data or clips()), teacher_forcing, atol=1e-10)
     assert len(ours) == 2 + len(model.levels) + bool(model.levels)
     if model.levels:
         torch.testing.assert_close(ours["kld"], sum(ours[f"kld_{n}"] for n in range(1, len(model.levels) + 2)))
@@ -124,8 +130,16 @@ def check_loss(model, teacher_forcing):
 @priors
 @pytest.mark.parametrize("n_past", [1, 2])
 def test_prediction_and_reconstruction_equal_the_reference(extension, prior, n_past):
-    model = tiny(prior, n_past, **EACH[extension])
-    frames, cond = clips()
+    check_prediction(tiny(prior, n_past, **EACH[extension]), n_past)
+
+
+@pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "extended"])
+def test_predictions_of_128_equal_the_reference(options):
+    check_prediction(tiny(image_size=128, **options), 2, 128)
+
+
+def check_prediction(model, n_past, size=64):
+    frames, cond = clips(size=size)
     n_noise = sum(torch.Size(shape).numel() for shape in model.latent_shapes)
     generators = lambda: [torch.Generator().manual_seed(k) for k in range(3)]
     draw = lambda n_steps, streams: torch.stack([torch.randn(n_steps, n_noise, generator=g) for g in streams], 1)

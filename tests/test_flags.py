@@ -45,7 +45,7 @@ SVG = {
     "--data_threads 5": ("num_workers", 5),
     "--last_frame_skip": ("last_frame_skip", True),
     "--cuda": ("device", "cuda"),
-    "--image_width 64": None,
+    "--image_width 64": ("image_size", 64),
     "--dataset smmnist": None,
     "--name x": None,
     "--gpu 1": None,

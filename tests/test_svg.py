@@ -48,12 +48,12 @@ def tiny(prior="learned", n_past=2, **kwargs):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     for _ in range(2):
-        model.loss(*clips(), teacher_forcing=True)
+        model.loss(*clips(size=model.config["image_size"]), teacher_forcing=True)
     return model.eval()
 
 
-def clips(batch=3, length=6):
-    return torch.rand(batch, length, 3, 64, 64, dtype=torch.float64), torch.randn(batch, length, 5, dtype=torch.float64)
+def clips(batch=3, length=6, size=64):
+    return torch.rand(batch, length, 3, size, size, dtype=torch.float64), torch.randn(batch, length, 5, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("teacher_forcing", [True, False])
@@ -99,8 +99,9 @@ def test_reconstruction_equals_the_reference(n_past):
     torch.testing.assert_close(ours[0], theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("teacher_forcing", [True, False])
-def test_maps_and_their_gradients_stay_in_channels_last_memory(teacher_forcing):
+def test_maps_and_their_gradients_stay_in_channels_last_memory(teacher_forcing, size):
     """One that is not is as right, but the operations that meet it take several times as long."""
     seen = []
 
@@ -112,8 +113,8 @@ def test_maps_and_their_gradients_stay_in_channels_last_memory(teacher_forcing):
             seen.extend((x.is_contiguous(memory_format=torch.channels_last), function, tuple(x.shape)) for x in maps)
             return made
 
-    model = SVG(5, width=5).to(memory_format=torch.channels_last)  # nowhere as many channels as pixels in a line
-    frames = torch.rand(2, 4, 64, 64, 3).movedim(-1, 2)
+    model = SVG(5, width=5, image_size=size).to(memory_format=torch.channels_last)  # nowhere as many channels as pixels in a line
+    frames = torch.rand(2, 4, size, size, 3).movedim(-1, 2)
     with Watch():
         sum(model.loss(frames, torch.randn(2, 4, 5), teacher_forcing).values()).backward()
     assert len(seen) > 100 and not [what for is_channels_last, *what in seen if not is_channels_last]
@@ -286,16 +287,17 @@ def test_kl_does_not_underflow():
     torch.testing.assert_close(narrow.kl(narrow), torch.tensor(0.0))
 
 
-def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training():
+@pytest.mark.parametrize("size", [64, 128])
+def test_folding_time_agrees_in_eval_mode_and_spans_the_clip_in_training(size):
     """In training mode BatchNorm sees all frames of the clip at once, which is this project's definition."""
-    model = tiny(hierarchy=4)
-    frames, cond = (x.transpose(0, 1) for x in clips())
+    model = tiny(hierarchy=4, image_size=size)
+    frames, cond = (x.transpose(0, 1) for x in clips(size=size))
     encoded, terms = model.encode(frames, cond, range(len(frames)))
     for t in range(len(frames)):
         h_t, skips_t, pooled_t = model.encoder(frames[t])
         torch.testing.assert_close(encoded.h[t], h_t)
         terms_t = model.decoder.skip_terms(skips_t)
-        for s, s_t in zip([*terms[t], *(f[t] for f in encoded.features)], [*terms_t, *pooled_t[:0:-1]], strict=True):
+        for s, s_t in zip([*terms[t], *(f[t] for f in encoded.features)], [*terms_t, *pooled_t[:-4:-1]], strict=True):
             torch.testing.assert_close(s, s_t)
     bn = model.encoder.c1[0].main[1]
     conv = model.encoder.c1[0].main[0](frames.flatten(0, 1))

@@ -145,7 +145,7 @@ def test_frames_of_another_size(tiny_data, tmp_path):
         Image.fromarray(pixels(frame)[:48]).resize((96, 72)).save(frame)
     flags = ["--data_root", tmp_path / "data", "--n_future", 4, "--niter", 1, "--log_dir", tmp_path / "run", *TINY]
     status, error = call("train_fixed_prior.py", *flags)
-    assert status == 2 and "96x72 pixels; frames must be 64x64; --frame_H 64 --frame_W 64 resizes them" in error
+    assert status == 2 and "96x72 pixels; frames must be 64x64 or 128x128; --frame_H 64 --frame_W 64 resizes them" in error
     assert call("train_fixed_prior.py", *flags, "--frame_H", 64)[0] == 2
     assert call("train_fixed_prior.py", *flags, "--frame_H", 64, "--frame_W", 64)[0] == 0
     assert call("generate.py", "--model_path", tmp_path / "run/best.pt", *FEW, "--n_show", 0, "--log_dir", tmp_path / "out")[0] == 0

@@ -9,7 +9,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from dataset import read_pngs, read_strip
+from dataset import ClipDataset, read_pngs, read_strip
 from options import Parser, natural
 from packed import check_size, is_clip_name, is_packed, read_array, read_clips, read_index
 from scripts.data.pack_dataset import csv_files_of, in_workers, splits_of
@@ -24,7 +24,7 @@ def collect(faults, function, *args):
         faults.append(str(error))
 
 
-def check_pngs(clip, faults):
+def check_pngs(clip, faults, side):
     """The number of a clip's PNG frames, its faults put among the others; hidden files are none of its frames."""
     names = {path.stem for path in clip.glob("[!.]*.png")}
     numbers = {int(name) for name in names if name.isdecimal() and len(name) < 6 and name == str(int(name))}
@@ -33,20 +33,20 @@ def check_pngs(clip, faults):
     if not n_frames:
         faults.append(f"{clip}: holds no frames; remove it")
     for t in range(n_frames):
-        collect(faults, read_pngs, clip, [t])
+        collect(faults, read_pngs, clip, [t], side)
     return n_frames
 
 
-def check_clip(clip, csv_files, n_columns):
-    """The faults of a clip in the folder layout, whose CSV files should have n_columns."""
+def check_clip(clip, csv_files, n_columns, side):
+    """The faults of a clip in the folder layout, whose CSV files should have n_columns, and its frames `side` pixels a side."""
     faults = []
     if not is_clip_name(f"{clip.parent.name}/{clip.name}"):
         faults.append(f"{str(clip)!r}: not a name on one line; rename it")
     if (clip / "frames.webp").exists():
-        strip = collect(faults, read_strip, clip)
+        strip = collect(faults, read_strip, clip, side)
         n_frames = 0 if strip is None else len(strip)
     else:
-        n_frames = check_pngs(clip, faults)
+        n_frames = check_pngs(clip, faults, side)
     for name, wanted in zip(csv_files, n_columns):
         rows = collect(faults, read_csv, clip / name, n_frames)
         if rows is not None and wanted not in (None, found := rows.shape[1]):
@@ -63,7 +63,8 @@ def check_folders(folder, num_workers):
     for name in csv_files:
         first = collect([], read_csv, next(clip / name for clip in clips if (clip / name).exists()), 0)
         columns.append(None if first is None else first.shape[1])
-    check = partial(check_clip, csv_files=csv_files, n_columns=columns)
+    first = collect([], ClipDataset, folder.parent, folder.name, 1, "none", 1)
+    check = partial(check_clip, csv_files=csv_files, n_columns=columns, side=first and first.side)
     return sum(in_workers(check, clips, num_workers, f"checking {folder.name}", "clips"), [])
 
 

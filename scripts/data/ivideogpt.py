@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 
 from dataset import natural_key
-from packed import SIZE
 from scripts.data.conversion import Fault, Part, by_split
+from scripts.data.tfrecord import SIZE
 from utils import UserError
 
 CAMERAS = {"aux1": "aux1_image", "main": "image"}

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dataset import CSV_FILES, ClipDataset, PackedDataset, read_pngs, read_strip
 from loading import guarded, ignore_signals
 from options import Parser, natural
-from packed import PACKED_VERSION, SIZE, is_clip_name, is_packed, read_array, read_index
+from packed import PACKED_VERSION, is_clip_name, is_packed, read_array, read_index
 from utils import UserError, count_frames, locked, read_csv, run_command, write_json
 
 SPLITS = ("train", "validate", "test")
@@ -103,30 +103,35 @@ def claim(folder, settings):
 
 
 def write_packed(folder, clips):
-    """Write the packed form of clips: pairs (GROUP/CLIP, arrays), arrays["frames"] (T, 64, 64, 3) uint8 and arrays["actions"] ... (T, D) float32."""
+    """Write the packed form of clips: pairs (GROUP/CLIP, arrays), arrays["frames"] (T, S, S, 3) uint8 and arrays["actions"] ... (T, D) float32."""
     names, lengths, rows, shapes, files = [], [], {}, {}, {}
 
     def write_header(file):  # numpy leaves room for any number of frames, so that it can be rewritten
-        shapes["frames.npy"] = [sum(lengths), SIZE, SIZE, 3]
+        shapes["frames.npy"] = [sum(lengths), *size, 3]
         form = {"descr": "|u1", "fortran_order": False, "shape": tuple(shapes["frames.npy"])}
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, form)
 
     with open(folder / "frames.npy", "wb") as file:
-        write_header(file)
         for name, arrays in clips:
             if not is_clip_name(name):
                 raise UserError(f"{name!r}: not a name for a clip, GROUP/CLIP on one line; rename it")
+            frames = arrays.pop("frames")
+            if not names:
+                size = frames.shape[1:3]
+                write_header(file)
+            if (found := frames.shape[1:3]) != size:
+                raise UserError(f"{name}: frames have {found[0]} pixels a side, {size[0]} in {names[0]}; mend it")
             names.append(name)
-            lengths.append(len(arrays["frames"]))
-            file.write(np.ascontiguousarray(arrays.pop("frames")))
+            lengths.append(len(frames))
+            file.write(np.ascontiguousarray(frames))
             for key, value in arrays.items():
                 rows.setdefault(key, []).append(value)
                 if (width := value.shape[1]) != (wanted := rows[key][0].shape[1]):
                     raise UserError(f"{name}/{key}.csv: {width} columns, {wanted} in {names[0]}; mend it")
+        if not names:
+            raise UserError(f"{folder}: no clips left to write; mend the source")
         write_header(file)
-    if not names:
-        raise UserError(f"{folder}: no clips left to write; mend the source")
     for key, values in rows.items():
         values = np.concatenate(values)
         shapes[f"{key}.npy"] = list(values.shape)
@@ -192,7 +197,7 @@ def open_packed(source, split):
 def read_packed(i, dataset, rows):
     """All of clip i of a packed split, as write_packed wants it."""
     first, length = dataset.firsts[i], dataset.lengths[i]
-    frames = torch.empty((1, length, SIZE, SIZE, 3), dtype=torch.uint8)
+    frames = torch.empty((1, length, *dataset.frame_size, 3), dtype=torch.uint8)
     dataset.read(dataset.firsts[i : i + 1], frames)
     return {"frames": frames[0].numpy()} | {key: value[first : first + length] for key, value in rows.items()}
 

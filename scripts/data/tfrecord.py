@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from packed import SIZE
+SIZE = 64  # pixels a side of a frame
 
 
 class BadRecord(Exception):

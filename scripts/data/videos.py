@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from options import count
-from packed import SIZE
+from packed import SIZES
 from scripts.data.conversion import Fault
 from utils import UserError, read_image
 
@@ -33,7 +33,7 @@ def add_cutting(add, frames, shape):
     add("--every", type=count, default=1, metavar="K", help="keep every K-th frame (default: %(default)s)")
     how = "crop: the middle square; fit: all of it, on black; stretch: all of it, squeezed (default: %(default)s)"
     add("--shape", choices=SHAPES, default=shape, help=how)
-    add("--image_size", type=int, choices=(SIZE,), default=SIZE, help="pixels a side (default: %(default)s)")
+    add("--image_size", type=int, choices=SIZES, default=SIZES[0], help="pixels a side (default: %(default)s)")
 
 
 def settings_of(args):

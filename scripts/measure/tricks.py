@@ -15,21 +15,22 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from models import SVG, fastconv, svg, vgg64
+from models import SVG, fastconv, svg, vgg
 from options import Parser, count
 from scripts.measure.timing import report, timed
 from utils import autocast, choose_device, choose_precision, run_command, tune
 
 
 def plain_encoder(self, x, c=None, pasted=slice(None)):
-    """vgg64.Encoder.forward with LeakyReLU before the pooling, and skips that are slices."""
+    """vgg.Encoder.forward with LeakyReLU before the pooling, and skips that are slices."""
     skips, pooled = [], []
-    for stage in (self.c1, self.c2, self.c3, self.c4):
+    _, *stages, last = self.children()
+    for stage in stages:
         x = stage(x, c)
         skips.append(x[pasted])
         x = self.mp(x)
         pooled.append(x)
-    return self.c5(x, c).flatten(1), skips, pooled
+    return last(x, c).flatten(1), skips, pooled
 
 
 plain_upsampling = [
@@ -52,7 +53,7 @@ WITHOUT = {
     "upsampling and convolution as one": plain_upsampling,
     "9 products for four pixels, and Winograd's (wide layers, CPU)": [(fastconv, "WIDE", 10**9)],
     "kernels summed once for all steps": [(svg, "summed_once", lambda model: contextlib.nullcontext())],
-    "LeakyReLU after the pooling, split maps": [(vgg64.Encoder, "forward", plain_encoder)],
+    "LeakyReLU after the pooling, split maps": [(vgg.Encoder, "forward", plain_encoder)],
     "BatchNorm in the convolutions (prediction)": [(fastconv, "for_prediction", lambda network: network)],
 }
 
