@@ -68,7 +68,7 @@ def get_parser():
     parser.add_argument(
         "--log_dir",
         "--save_root",
-        help="output directory (default: results/RUN-SPLIT, with --data_root and --n_future)",
+        help="output directory (default: results/RUN-SPLIT, with the checkpoint's name unless it is best.pt, --data_root and --n_future)",
     )
     options.add_machine(parser.group("machine"))
     options.answer(parser, options.OF_PREDICTION)
@@ -132,7 +132,8 @@ def own_cuts(args, trained):
 
 def default_folder(args):
     """results/RUN-SPLIT, with what else tells two commands' results apart."""
-    words = [Path(args.model_path).absolute().parent.name, args.split]
+    path = Path(args.model_path).absolute()
+    words = [path.parent.name, *([] if path.name == "best.pt" else [path.stem]), args.split]
     words += [Path(args.data_root).name] if args.data_root else []
     words += [str(args.n_future)] if args.n_future else []
     return f"results/{'-'.join(words)}"

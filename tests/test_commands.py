@@ -173,11 +173,11 @@ def test_real_robot_video(tmp_path):
 
 
 def test_where_results_go(trained, tiny_data, tmp_path, monkeypatch):
-    """By default other data and longer futures do not write over the results of the plain command."""
+    """By default other checkpoints, other data and longer futures do not write over the results of the plain command."""
     monkeypatch.chdir(tmp_path)
-    flags = ["--model_path", str(trained["fixed"] / "best.pt"), "--n_samples", "1", "--n_show", "0", "--n_clips", "2"]
-    for more in ([], ["--n_future", "2"], ["--n_future", "2", "--data_root", str(tiny_data)]):
-        monkeypatch.setattr("sys.argv", ["generate.py", *flags, "--num_workers", "0", *more])
+    flags = ["--n_samples", "1", "--n_show", "0", "--n_clips", "2", "--num_workers", "0", "--model_path"]
+    for name, *more in (["best.pt"], ["last.pt"], ["best.pt", "--n_future", "2"], ["best.pt", "--n_future", "2", "--data_root", str(tiny_data)]):
+        monkeypatch.setattr("sys.argv", ["generate.py", *flags, str(trained["fixed"] / name), *more])
         generate.main()
-    names = {"fixed-test", "fixed-test-2", f"fixed-test-{tiny_data.name}-2"}
+    names = {"fixed-test", "fixed-last-test", "fixed-test-2", f"fixed-test-{tiny_data.name}-2"}
     assert {path.name for path in (tmp_path / "results").iterdir()} == names
