@@ -236,7 +236,7 @@ def best_of(scores):
     n = k[:, None]
     with np.errstate(invalid="ignore"):
         share = np.where(k >= n, np.exp(log_binomial(k - 1, n - 1) - log_binomial(n_samples, n)), 0)
-    return torch.from_numpy(share).to(scores) @ scores.sort(0).values
+    return torch.from_numpy(share @ scores.sort(0).values.double().numpy())  # in torch, autocast would round to bf16
 
 
 def per_step(values):

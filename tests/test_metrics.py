@@ -73,6 +73,8 @@ def test_best_of_n_is_the_mean_over_all_choices():
     for n in range(1, 7):
         choices = [scores[list(some)].max(0).values for some in itertools.combinations(range(6), n)]
         torch.testing.assert_close(found[n - 1], torch.stack(choices).mean(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(metrics.best_of(scores.float()), found, rtol=0, atol=1e-6, msg="bf16 has three digits")
     many = metrics.best_of(torch.rand(1000, 2))  # binomials beyond any float
     assert many.isfinite().all() and (many.diff(dim=0) > -1e-6).all()
 
