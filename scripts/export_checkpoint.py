@@ -74,6 +74,7 @@ def main():
     if too_large:
         raise UserError(f"{args.source}: {', '.join(too_large)} do not fit float16; keep the checkpoint as it is")
     args_of_run = checkpoint["args"] | ({"data_root": args.data_root} if args.data_root else {})
+    args_of_run.pop("log_dir", None)  # where it was trained says nothing to others
     save = save_safetensors if args.target.suffix == ".safetensors" else save_checkpoint
     save(args.target, {"model": checkpoint["model"], "args": args_of_run, "state_dict": weights})
     print(f"wrote {args.target}, {args.target.stat().st_size / 2**20:.2f} MiB")

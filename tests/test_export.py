@@ -15,7 +15,7 @@ def test_export(trained, tiny_data, tmp_path):
     result = run("-m", "scripts.export_checkpoint", source, target, "--data_root", "somewhere")
     assert result.returncode == 0, result.stderr
     old, new = (torch.load(path, weights_only=True) for path in (source, target))
-    assert new["args"]["data_root"] == "somewhere" and new.keys() == {"model", "args", "state_dict"}
+    assert new["args"]["data_root"] == "somewhere" and "log_dir" not in new["args"] and new.keys() == {"model", "args", "state_dict"}
     for name, x in old["state_dict"].items():
         torch.testing.assert_close(new["state_dict"][name].to(x), x, rtol=1e-3, atol=1e-6)
         assert new["state_dict"][name].dtype == (torch.float16 if x.dim() > 1 else x.dtype)
