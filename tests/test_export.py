@@ -71,3 +71,15 @@ def test_the_weights_in_the_box(tmp_path):
     found = json.load(open(tmp_path / "metrics.json"))
     assert found["protocol"]["clips"] == 24
     assert found["sample"]["psnr"]["mean"] > found["copy_last"]["psnr"]["mean"] + 3
+
+
+def test_weights_without_actions(tmp_path):
+    """Their futures differ: the latents carry something, and the best of ten is better than one."""
+    assert sum(path.stat().st_size for path in (ROOT / "pretrained").iterdir()) <= 16 * 2**20
+    flags = ["--n_clips", 8, "--n_samples", 10, "--n_show", 0, "--log_dir", tmp_path]
+    result = run("generate.py", "--model_path", ROOT / "pretrained/svg_lp_no_actions.pt", *flags)
+    assert result.returncode == 0, result.stderr
+    found = json.load(open(tmp_path / "metrics.json"))
+    mean = {row: found[row]["psnr"]["mean"] for row in ("sample", "best_of_n", "posterior", "copy_last", "between_samples")}
+    assert mean["best_of_n"] > mean["sample"] + 0.4 and mean["posterior"] > mean["sample"] > mean["copy_last"]
+    assert found["kl"]["nats"]["mean"] > 5 and mean["between_samples"] < 40
