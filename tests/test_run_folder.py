@@ -270,12 +270,13 @@ def test_the_code_hash_is_that_of_the_code(monkeypatch, name):
 
 
 def test_options_reach_the_model_and_its_config(one_epoch):
-    """A model's option is declared once: its field is a flag with this default, and an entry of the checkpoint."""
+    """A model's option is declared once: its field is a flag with this default (or the data's), and an entry of the checkpoint."""
     import models
 
     defaults = options.training_parser("").parse_args([])
     content = torch.load(one_epoch / "last.pt", weights_only=True)
     for field in options.model_fields(models.SVG):
-        assert getattr(defaults, field.name) == field.default and field.name in content["model"]
+        default = None if field.metadata["of_data"] else field.default
+        assert getattr(defaults, field.name) == default and field.name in content["model"]
         assert content["model"][field.name] == content["args"][field.name]
     assert json.loads((one_epoch / "args.json").read_text())["model"] == content["model"]
