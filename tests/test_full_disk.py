@@ -85,6 +85,20 @@ def test_a_training(one_epoch, disk, tmp_path):
     assert n_refused >= 3
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_export(one_epoch, disk, suffix):
+    """The weights that were there stay, and the line says what to do."""
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    target = disk.root / f"small{suffix}"
+    target.write_bytes(b"earlier")
+    disk.leave(MB // 64)
+    refused(command("-m", "scripts.export_checkpoint", one_epoch / "best.pt", target))
+    assert target.read_bytes() == b"earlier" and not hidden(disk.root)
+    disk.empty()
+    assert command("-m", "scripts.export_checkpoint", one_epoch / "best.pt", target).returncode == 0
+
+
 def test_a_prediction(trained, disk, tmp_path):
     """An earlier metrics.json stays whole, or is the new one."""
     flags = ["--model_path", trained["learned"], "--n_samples", 2, "--num_workers", 0, "--log_dir"]

@@ -107,6 +107,7 @@ def test_weights_are_kept_and_begun_with(trained, tiny_data, tmp_path):
     for change, word in ((["--width", 5], "encoder.c1.0.main.0.weight is (4, 3, 3, 3) there, (5, 3, 3, 3) here"), (["--cond", "none"], "cond_mean")):
         status, error = call("train_learned_prior.py", *flags, "--init_from", tmp_path / "first", "--log_dir", tmp_path / "no", *change)
         assert status == 2 and word in error and error.count("\n") == 1 and not (tmp_path / "no/last.pt").exists()
+        assert ("--init_drawn" in error) == (word != "cond_mean"), "which is no network"
     drawn = ["--init_from", trained["fixed"], "--init_drawn", "prior", "posterior", "--log_dir", tmp_path / "drawn", "--niter", 1]
     assert call("train_learned_prior.py", *flags, *drawn)[0] == 0
     found, theirs = state(tmp_path / "drawn/last.pt"), state(trained["fixed"] / "best.pt")
@@ -114,5 +115,7 @@ def test_weights_are_kept_and_begun_with(trained, tiny_data, tmp_path):
     assert not same.pop("posterior") and all(same.values()) and any(k.startswith("prior.") for k in found)
     status, error = call("train_learned_prior.py", *flags, *drawn[:3], "priors", "--log_dir", tmp_path / "no")
     assert status == 2 and "--init_drawn priors" in error and "posterior" in error
+    status, error = call("train_learned_prior.py", *flags, *drawn[2:5], "--log_dir", tmp_path / "nothing")
+    assert status == 2 and "--init_drawn prior posterior" in error and "--init_from" in error and not (tmp_path / "nothing").exists()
     status, error = call("train_learned_prior.py", "--resume", tmp_path / "file", "--init_from", tmp_path / "first/last.pt")
     assert status == 2 and "--init_from" in error

@@ -76,11 +76,12 @@ def read_safetensors(path):
 def save_safetensors(path, checkpoint):
     """Write model, args and weights for others: tensors alone, the rest as JSON in the header."""
     require_safetensors(path)
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     header = {name: json.dumps(checkpoint[name]) for name in ("model", "args")}
     with writing(path) as temporary:
-        save_file({name: x.contiguous() for name, x in checkpoint["state_dict"].items()}, temporary, header)
+        # Not by its save_file, whose error on a full disk is none that `writing` explains.
+        temporary.write_bytes(save({name: x.contiguous() for name, x in checkpoint["state_dict"].items()}, header))
 
 
 def require_safetensors(path):
@@ -171,7 +172,9 @@ def load_weights(model, path, drawn=()):
         for name in [*own, *theirs]:
             if shape(theirs, name) != shape(own, name):
                 found = f"{name} is {shape(theirs, name)} there, {shape(own, name)} here"
-                raise UserError(f"--init_from {path}: {found}; give the model's flags that it was trained with, or --init_drawn {name.split('.')[0]}")
+                network = name.split(".")[0]
+                drawn_too = f", or --init_drawn {network}" * (network in names)
+                raise UserError(f"--init_from {path}: {found}; give the model's flags that it was trained with{drawn_too}")
         model.load_state_dict(theirs, strict=False)
 
 
