@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import resize
 
 import smmnist
-from packed import SIZES, check_size, is_packed, map_npy, read_array, read_clips, read_index
+from packed import SIZES, check_size, is_packed, map_npy, read_array, read_clips, read_index, squares
 from recordings import PoseDataset
 from utils import UserError, choose_device, count_frames, read_csv, read_image
 
@@ -204,11 +204,6 @@ def read_strip(clip, side=None):
     if path.exists():
         strip = read_image(path, lambda w, h: w in sides and h % w == 0, f"a strip is one column of {squares(sides)} frames")
         return strip.reshape(-1, strip.shape[1], strip.shape[1], 3)
-
-
-def squares(sides):
-    """Sizes as words: 64x64 or 128x128."""
-    return " or ".join(f"{side}x{side}" for side in sides)
 
 
 def resized(frames, size):

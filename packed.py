@@ -12,6 +12,11 @@ SIZES = 64, 128  # pixels a side of a frame
 PACKED_VERSION = 1
 
 
+def squares(sides):
+    """Sizes as words: 64x64 or 128x128."""
+    return " or ".join(f"{side}x{side}" for side in sides)
+
+
 def is_clip_name(name):
     """Whether a name is GROUP/CLIP, and so stays in its split and on its line of clips.csv."""
     parts = name.split("/")
@@ -33,7 +38,7 @@ def read_index(folder):
     except FileNotFoundError:
         raise UserError(f"{path}: missing; copy or pack the data set again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: not the index of packed 64x64 or 128x128 frames; copy or pack them again") from None
+        raise UserError(f"{path}: not the index of packed {squares(SIZES)} frames; copy or pack them again") from None
     if version != PACKED_VERSION:
         raise UserError(f"{path}: format version {version}, and {PACKED_VERSION} is read here; pack the data set again")
     return index

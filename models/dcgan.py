@@ -9,6 +9,7 @@ import torch.nn as nn
 from models.cond_conv import Chain
 from models.fastconv import SplitConvTranspose, split_rows
 from models.norm import normalise
+from models.vgg import from_vector, to_vector
 
 # By the side S of a frame: the channels, in widths, of the encoder's c1, c2, ..., which make S/2, S/4, ..., 4 pixels a side, and
 # of the decoder's upc2, upc3, ..., which make 8, 16, ..., S/2.
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
         for k, m in enumerate(ENCODER[size], 1):
             setattr(self, f"c{k}", Layer(n, m * width, norm))
             n = m * width
-        setattr(self, f"c{k + 1}", Chain(nn.Conv2d(n, g_dim, 4), normalise(norm, g_dim), nn.Tanh()))  # 4 x 4 -> 1 x 1
+        setattr(self, f"c{k + 1}", to_vector(n, g_dim, norm))
 
     def forward(self, x, c=None, pasted=slice(None)):
         """x (N, channels, S, S) -> h (N, g_dim), the maps of the rows `pasted`, fine to coarse, and no pooled ones."""
@@ -57,7 +58,7 @@ class Decoder(nn.Module):
     def __init__(self, g_dim=128, width=64, norm="batch", channels=3, size=64):
         super().__init__()
         self.g_dim, n = g_dim, 8 * width
-        self.upc1 = Chain(nn.ConvTranspose2d(g_dim, n, 4), normalise(norm, n), nn.LeakyReLU(0.2, inplace=True))  # 1 x 1 -> 4 x 4
+        self.upc1 = from_vector(g_dim, n, norm)
         for k, m in enumerate(DECODER[size], 2):  # each reads as many channels of the skip as of the stage before
             setattr(self, f"upc{k}", Layer(2 * n, m * width, norm, SplitConvTranspose))
             n = m * width

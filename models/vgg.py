@@ -47,6 +47,16 @@ def stage(norm, *channels, first=nn.Conv2d):
     return [VGGLayer(*ends, norm, conv) for *ends, conv in zip(channels, channels[1:], convs)]
 
 
+def to_vector(n_in, g_dim, norm):
+    """The end of every encoder: (N, n_in, 4, 4) -> (N, g_dim, 1, 1)."""
+    return Chain(nn.Conv2d(n_in, g_dim, 4), normalise(norm, g_dim), nn.Tanh())
+
+
+def from_vector(g_dim, n_out, norm):
+    """The beginning of every decoder: (N, g_dim, 1, 1) -> (N, n_out, 4, 4)."""
+    return Chain(nn.ConvTranspose2d(g_dim, n_out, 4), normalise(norm, n_out), nn.LeakyReLU(0.2, inplace=True))
+
+
 class Encoder(nn.Module):
     """A frame to a vector and the feature maps that the decoder may copy from."""
 
@@ -56,7 +66,7 @@ class Encoder(nn.Module):
         for k, widths in enumerate(ENCODER[size], 1):
             setattr(self, f"c{k}", Chain(*stage(norm, n, *[m * width for m in widths])))
             n = widths[-1] * width
-        setattr(self, f"c{k + 1}", Chain(nn.Conv2d(n, g_dim, 4), normalise(norm, g_dim), nn.Tanh()))  # 4 x 4 -> 1 x 1
+        setattr(self, f"c{k + 1}", to_vector(n, g_dim, norm))
 
     def forward(self, x, c=None, pasted=slice(None)):
         """x (N, channels, S, S) -> h (N, g_dim), skips [(n, w, S, S), (n, 2w, S/2, S/2), ..., (n, 8w, 8, 8)], pooled.
@@ -81,7 +91,7 @@ class Decoder(nn.Module):
     def __init__(self, g_dim=128, width=64, norm="batch", channels=3, size=64):
         super().__init__()
         self.g_dim, n = g_dim, 8 * width
-        self.upc1 = Chain(nn.ConvTranspose2d(g_dim, n, 4), normalise(norm, n), nn.LeakyReLU(0.2, inplace=True))  # 1 x 1 -> 4 x 4
+        self.upc1 = from_vector(g_dim, n, norm)
         for k, widths in enumerate(DECODER[size], 2):  # each reads as many channels of the skip as of the stage before
             upc = Chain(*stage(norm, 2 * n, *[m * width for m in widths], first=SplitConv))
             setattr(self, f"upc{k}", upc)
