@@ -35,7 +35,7 @@ tags: [video-prediction]
 
 ## Model
 
-All else is the default of `models/`:
+What is not the default of `models/`:
 
 {model}
 """
