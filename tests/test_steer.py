@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -522,63 +521,3 @@ def test_what_the_command_refuses(tmp_path):
     result = run("steer.py", env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "aiohttp is missing: pip install -r requirements-steer.txt" in result.stderr
-
-
-def browser():
-    """A headless Chromium: playwright's, or the system's."""
-    playwright = pytest.importorskip("playwright.sync_api").sync_playwright()
-    system = shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        running = playwright.start()
-        return running, running.chromium.launch(executable_path=system, args=["--no-sandbox"])
-    except Exception as error:
-        pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
-
-
-def wait(page, condition):
-    """Until a condition holds; playwright's own wait_for_function needs `eval`, which the page forbids."""
-    for _ in range(1200):
-        if page.evaluate(condition):
-            return
-        time.sleep(0.1)
-    raise AssertionError(condition)
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser(tmp_path):
-    """Keys reach the model, its pictures the canvas; nothing comes from elsewhere and the console stays empty."""
-    running, chromium = browser()
-    process, address = command("--log_dir", tmp_path, "--n_samples", 1)
-    try:
-        page, said, asked = chromium.new_page(), [], []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        wait(page, "view && view.t === 0")
-        pixels = "document.querySelector('canvas').toDataURL()"
-        given = page.evaluate(pixels)
-        assert len(given) > 3000, "a PNG of one colour is shorter"
-        page.keyboard.down("ArrowRight")
-        wait(page, "view.t >= 3")
-        page.keyboard.up("ArrowRight")
-        assert page.evaluate("view.actions[1]") == [1, 0, 0, 0] and page.evaluate(pixels) != given
-        page.keyboard.press("ArrowUp")  # a tap, and measured, as the clock runs already
-        wait(page, "document.getElementById('latency').textContent.includes(' ms')")
-        assert page.evaluate("view.actions.some(action => action[1] === 1)")
-        page.keyboard.press("3")
-        wait(page, "document.querySelectorAll('#tiles canvas').length === 4")
-        page.keyboard.press("Space")
-        wait(page, "!view.running")
-        box = page.locator("#pad").bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
-        page.mouse.down()
-        page.keyboard.press(".")
-        wait(page, "view.actions.at(-1)[1] === 1")
-        page.mouse.up()
-        assert not said and all(url.startswith((address.split("?")[0], "data:")) for url in asked)
-    finally:
-        end(process)
-        chromium.close()
-        running.stop()
