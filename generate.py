@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
+import cli
 import dataset
 import metrics
 import options
@@ -25,7 +26,7 @@ PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|
 
 
 def get_parser():
-    parser = options.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
         "--model_path", "--ckpt", "--ckpt_path", "--model_dir", nargs="+", default=["pretrained/svg_lp.pt"], metavar="CKPT",
         help="a checkpoint, or a run for its best.pt; several (RUN/epoch_*.pt) are scored into one curve",
@@ -35,19 +36,19 @@ def get_parser():
         "--split", default="test", help="train, validate or test; of pose recordings train, val or test"
     )
     parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
-    parser.add_argument("--cuts", type=options.cuts, metavar="N,N,...", help="frames at which a new recording begins")
-    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
+    parser.add_argument("--cuts", type=cli.cuts, metavar="N,N,...", help="frames at which a new recording begins")
+    parser.add_argument("--n_future", type=cli.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
     futures = "futures a clip, or a plan of --what_if and --actions (default: 10, of a plan 1)"
-    parser.add_argument("--n_samples", "--nsample", type=options.number(int, 1, 1_000_000), help=futures)
-    parser.add_argument("--n_clips", "--N", type=options.natural, default=0, help="score the first clips only; 0: all")
+    parser.add_argument("--n_samples", "--nsample", type=cli.number(int, 1, 1_000_000), help=futures)
+    parser.add_argument("--n_clips", "--N", type=cli.natural, default=0, help="score the first clips only; 0: all")
     parser.add_argument("--clip", nargs="+", metavar="NAME", help="score and picture these clips only, by name as in metrics.json")
-    options.add_frame_size(parser.group("frames"), options.number(int, 11, 4096))
+    options.add_frame_size(parser.group("frames"), cli.number(int, 11, 4096))
     parser.add_argument(
-        "--n_show", type=options.natural, default=4, help="clips to picture, from the best predicted to the worst"
+        "--n_show", type=cli.natural, default=4, help="clips to picture, from the best predicted to the worst"
     )
     parser.add_argument("--video", choices=("gif", "mp4"), default="gif", help="the form of the moving pictures")
-    parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
-    parser.add_argument("--seed", type=options.natural, default=1, help="of the noise")
+    parser.add_argument("--batch_size", type=cli.count, default=16, help="clips at a time")
+    parser.add_argument("--seed", type=cli.natural, default=1, help="of the noise")
     parser.add_argument(
         "--what_if",
         action="store_true",
@@ -71,7 +72,7 @@ def get_parser():
         help="output directory (default: results/RUN-SPLIT, with the checkpoint's name unless it is best.pt, --data_root and --n_future)",
     )
     options.add_machine(parser.group("machine"))
-    options.answer(parser, options.OF_PREDICTION)
+    cli.answer(parser, options.OF_PREDICTION)
     return parser
 
 

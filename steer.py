@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import cli
 import options
 import server
 import session
@@ -22,23 +23,23 @@ from utils import UserError, autocast, choose_machine, make_folder, run_command,
 
 
 def get_parser():
-    parser = options.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add = parser.group("what")
     add("--model_path --ckpt", "pretrained/svg_lp.pt", "a checkpoint, RUN/best.pt")
     add("--data_root --DR", None, "data set (default: the one the model was trained on)")
     add("--split", "test", "train, validate or test")
-    add("--clip", 0, "the clip to begin with", options.natural)
+    add("--clip", 0, "the clip to begin with", cli.natural)
     horizon = "steps in which generate.py gives the same frames (default: as many as the shortest clip has)"
-    add("--n_future", None, horizon, options.count)
+    add("--n_future", None, horizon, cli.count)
     add("--n_samples", 3, "futures side by side", int, choices=server.FUTURES)
-    add("--seed", 1, "of the noise, and of simulated scenes", options.natural)
+    add("--seed", 1, "of the noise, and of simulated scenes", cli.natural)
     add("--sim", False, "start from simulated scenes, with the simulator beside the model", action="store_true")
-    add("--rate", 10, "steps a second", options.number(float, 0.1, 1000))
+    add("--rate", 10, "steps a second", cli.number(float, 0.1, 1000))
     add("--video", "gif", "the form of recordings", choices=("gif", "mp4"))
     add("--log_dir --save_root", "results/steer", "folder of the recordings")
     add = parser.group("network")
     add("--host", "127.0.0.1", "address to listen at; 0.0.0.0 lets other computers in")
-    add("--port", 8000, "port to listen at; 0: any free one", options.number(int, 0, 65535))
+    add("--port", 8000, "port to listen at; 0: any free one", cli.number(int, 0, 65535))
     options.add_machine(parser.group("machine"), workers=False)
     return parser
 

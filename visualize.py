@@ -200,9 +200,7 @@ def plot_curves(path, history, beta, title, steps=()):
     """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules; steps are the rows of steps.csv."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     (psnr, mse), (kld, schedule) = axes
-    marker = "o" if len(history) < 40 else None
-
-    at = _at_steps(steps)
+    marker, at = "o" if len(history) < 40 else None, _at_steps(steps)
 
     def line(axis, key, style, colour, label, **kwargs):
         axis.plot(*_known(history, key), style, color=colour, label=label, marker=marker, ms=3, **kwargs)
@@ -221,8 +219,7 @@ def plot_curves(path, history, beta, title, steps=()):
     line(kld, "kld", "-", "#D55E00", "KL(posterior || prior)")
     line(kld, "val_kld", "-.", "#009E73", "the same, validation")
     of_steps(kld, "kld", "#D55E00")
-    levels = [key for key in history[0] if key.startswith("kld_")]  # with --hierarchy
-    for key, colour in zip(levels, ("#0072B2", "#009E73", "#CC79A7", "#777777")):
+    for key, colour in zip([key for key in history[0] if key.startswith("kld_")], ("#0072B2", "#009E73", "#CC79A7", "#777777")):
         line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
     kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1

@@ -1,6 +1,6 @@
 """The models, by the name that a checkpoint carries."""
 
-from models.common import check_config
+from models.config import check_config
 from models.pose_cvae import PoseCVAE
 from models.svg import SVG
 

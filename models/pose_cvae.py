@@ -16,7 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.common import evaluating, option
+from models.common import evaluating
+from models.config import option
 from models.gaussian import Gaussian
 
 # Drawings encoded in one call in prediction: memory does not grow with the length of a video.

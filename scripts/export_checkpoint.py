@@ -11,7 +11,7 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-import options
+import cli
 from models import MODELS, build
 from training.checkpoint import load_checkpoint, save_checkpoint, save_safetensors
 from utils import UserError, run_command, writing
@@ -59,7 +59,7 @@ def card(path, checkpoint):
 
 
 def main():
-    parser = options.Parser(__doc__, argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__, argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a checkpoint, RUN/best.pt")
     parser.add_argument("target", type=Path, help="the file to write: .safetensors or .pt")
     parser.add_argument("--data_root", "--DR", help="the data set that generate.py takes by default (default: the run's)")

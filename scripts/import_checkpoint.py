@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+import cli
 import options
 from models import build
 from training.checkpoint import explained, save_checkpoint
@@ -148,15 +149,15 @@ def spell(name):
 
 
 def main():
-    parser = options.Parser(__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__.splitlines()[0])
     parser.add_argument("source", help="model.pth of edenton/svg or of a lab, or the pose lab's .ckpt")
     parser.add_argument("target", help="the file to write")
     parser.add_argument("--data_root", "--DR", help="the data set that generate.py takes by default (default: one of data/)")
     parser.add_argument("--cond", choices=options.CONDITIONS, help="what the condition is (default: by how many numbers it has)")
     parser.add_argument("--input_order", choices=("cond,h,z", "h,z,cond"), default="cond,h,z", help="what the frame predictor reads")
     parser.add_argument("--cond_frame", choices=("source", "target"), default="source", help="the condition of step i: of frame i-1, or i")
-    parser.add_argument("--n_past", type=options.count, help="frames given (default: as the file says)")
-    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as the file says)")
+    parser.add_argument("--n_past", type=cli.count, help="frames given (default: as the file says)")
+    parser.add_argument("--n_future", type=cli.count, help="frames to predict (default: as the file says)")
     parser.add_argument("--last_frame_skip", action=argparse.BooleanOptionalAction, help="skips from the newest frame (default: as the file says)")
     args = parser.parse_args()
     path = Path(args.source)

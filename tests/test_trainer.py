@@ -14,7 +14,7 @@ import options
 import utils
 from dataset import open_splits
 from models import SVG, PoseCVAE
-from models.common import option
+from models.config import option
 from training import optim, schedules, trainer
 
 DEVICE = torch.device("cpu")

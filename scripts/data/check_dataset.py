@@ -9,8 +9,8 @@ import os
 from functools import partial
 from pathlib import Path
 
+from cli import Parser, natural
 from dataset import ClipDataset, read_pngs, read_strip
-from options import Parser, natural
 from packed import check_size, is_clip_name, is_packed, read_array, read_clips, read_index
 from scripts.data.pack_dataset import csv_files_of, in_workers, splits_of
 from utils import UserError, read_csv, run_command

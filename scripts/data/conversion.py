@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from options import natural
+from cli import natural
 from scripts.data.pack_dataset import (
     SPLITS,
     claim,

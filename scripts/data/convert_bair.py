@@ -17,8 +17,8 @@ import argparse
 import itertools
 from functools import partial
 
+from cli import Parser, natural
 from dataset import natural_key
-from options import Parser, natural
 from scripts.data import ivideogpt
 from scripts.data.conversion import Fault, Part, add_flags, by_split, convert
 from scripts.data.pack_dataset import SPLITS

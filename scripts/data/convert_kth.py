@@ -13,7 +13,7 @@ import itertools
 import re
 from functools import partial
 
-from options import Parser, number
+from cli import Parser, number
 from scripts.data.conversion import Part, add_flags, convert
 from scripts.data.videos import add_cutting, cut, find_ffmpeg, read_video, settings_of, with_actions
 from utils import UserError, run_command

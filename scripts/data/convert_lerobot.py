@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from options import Parser, natural, positive
+from cli import Parser, natural, positive
 from scripts.data.conversion import Part, add_flags, convert
 from scripts.data.videos import add_cutting, cut, find_ffmpeg, read_video, settings_of, side_by_side, with_actions
 from utils import UserError, run_command

@@ -13,8 +13,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from cli import Parser, natural
 from dataset import natural_key
-from options import Parser, natural
 from scripts.data.conversion import Part, add_flags, convert
 from scripts.data.pack_dataset import SPLITS
 from scripts.data.videos import (

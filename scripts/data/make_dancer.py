@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from options import Parser, count, natural, number
+from cli import Parser, count, natural, number
 from scripts.data.pack_dataset import writing_folder
 from utils import run_command
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from options import Parser, count, natural, number
+from cli import Parser, count, natural, number
 from scripts.data.gl import choose_gl
 from scripts.data.pack_dataset import SPLITS, claim, in_workers, writing_folder
 from scripts.data.simulator import SIZE, Retry, Simulator

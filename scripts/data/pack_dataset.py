@@ -23,9 +23,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cli import Parser, natural
 from dataset import CSV_FILES, ClipDataset, PackedDataset, read_pngs, read_strip
 from loading import guarded, ignore_signals
-from options import Parser, natural
 from packed import PACKED_VERSION, is_clip_name, is_packed, read_array, read_index
 from utils import UserError, count_frames, locked, read_csv, run_command, write_json
 

@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 from PIL import Image, ImageOps
 
-from options import count
+from cli import count
 from packed import SIZES
 from scripts.data.conversion import Fault
 from utils import UserError, read_image

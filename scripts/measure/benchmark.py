@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import metrics
+from cli import Parser, count, number, positive
 from dataset import COND_FILES, ClipDataset, open_split
 from loading import ClipSampler, make_loader
 from models import SVG
-from options import Parser, count, number, positive
 from scripts.data.pack_dataset import pack, read_clip, write_clip
 from scripts.measure.timing import interleaved, matmul_rate, peak_memory, plain_upsampling, report
 from tests import reference

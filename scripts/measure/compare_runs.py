@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import cli
 import options
 from scripts.measure import report
 from scripts.measure.runs import CHECKPOINTS, Run, differing, families, group_runs, score_table, settings_table, summary
@@ -35,15 +36,15 @@ def print_table(header, rows):
 
 
 def main():
-    parser = options.Parser(__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where report.html and its pictures go")
     parser.add_argument("--data_root", "--DR", help="score on this data set (default: the one a run was trained on)")
     parser.add_argument("--split", help="train, validate, test, ... (default: test; val of pose recordings)")
-    parser.add_argument("--n_clips", type=options.natural, default=0, help="score the first clips only; 0: all")
-    parser.add_argument("--n_samples", type=options.count, default=1, help="futures a clip")
-    parser.add_argument("--n_show", type=options.count, default=4, help="clips in the GIF")
-    parser.add_argument("--batch_size", type=options.count, default=16, help="clips at a time")
+    parser.add_argument("--n_clips", type=cli.natural, default=0, help="score the first clips only; 0: all")
+    parser.add_argument("--n_samples", type=cli.count, default=1, help="futures a clip")
+    parser.add_argument("--n_show", type=cli.count, default=4, help="clips in the GIF")
+    parser.add_argument("--batch_size", type=cli.count, default=16, help="clips at a time")
     options.add_machine(parser.group("machine"))
     args = parser.parse_args()
     device, precision = choose_machine(args)

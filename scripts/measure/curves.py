@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import visualize
-from options import Parser
+from cli import Parser
 from scripts.measure.runs import Run
 from training.runlog import ceiling, read_steps
 from utils import UserError, run_command

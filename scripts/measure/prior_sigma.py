@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from options import Parser, add_machine, count, natural
+from cli import Parser, count, natural
+from options import add_machine
 from smmnist import MovingMNIST, draw, is_moving_mnist, trajectories
 from training.checkpoint import load_model
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json

@@ -16,7 +16,7 @@ import time
 from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
-import options
+import cli
 from utils import UserError, run_command
 
 KEYS = ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "q", "e", "z", "x")
@@ -53,10 +53,10 @@ def drive(page, pid, steps, reset_every):
 
 
 def main():
-    parser = options.Parser(__doc__, RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__, RawDescriptionHelpFormatter)
     add = parser.group("measure")
-    add("--steps", 600, "steps to take", options.count)
-    add("--reset_every", 200, "steps after which the next clip comes", options.count)
+    add("--steps", 600, "steps to take", cli.count)
+    add("--reset_every", 200, "steps after which the next clip comes", cli.count)
     args, passed_on = parser.parse_known_args()
     try:
         from playwright.sync_api import sync_playwright

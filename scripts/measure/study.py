@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from options import Parser, count
+from cli import Parser, count
 from utils import UserError, run_command, write_json, writing
 
 ROOT = Path(__file__).resolve().parents[2]

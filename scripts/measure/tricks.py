@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from cli import Parser, count
 from models import SVG, fastconv, svg, vgg
-from options import Parser, count
 from scripts.measure.timing import report, timed
 from utils import autocast, choose_device, choose_precision, run_command, tune
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import cli
 import metrics
 import options
 import what_if
@@ -105,13 +106,13 @@ def last_frames(model, data, n_samples, device, at_a_time=8):
 
 
 def main():
-    parser = options.Parser(__doc__.splitlines()[0])
+    parser = cli.Parser(__doc__.splitlines()[0])
     parser.add_argument("--model_path", required=True, help="a checkpoint, RUN/best.pt")
     parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
     parser.add_argument("--split", nargs="+", default=["test"], help="train, validate, test")
-    parser.add_argument("--n_clips", type=options.natural, default=0, help="the first clips of each; 0: all")
-    parser.add_argument("--n_future", type=options.count, help="frames to predict (default: as in training)")
-    parser.add_argument("--n_samples", type=options.count, default=20, help="futures in which pushed objects are followed")
+    parser.add_argument("--n_clips", type=cli.natural, default=0, help="the first clips of each; 0: all")
+    parser.add_argument("--n_future", type=cli.count, help="frames to predict (default: as in training)")
+    parser.add_argument("--n_samples", type=cli.count, default=20, help="futures in which pushed objects are followed")
     options.add_machine(parser.group("machine"))
     args = parser.parse_args()
     device, precision = choose_machine(args)

@@ -18,7 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import options
+import cli
 from scripts.recipes.table import GROUPS, POSE, RECIPES
 from training.checkpoint import load_checkpoint
 from utils import UserError, make_folder, run_command
@@ -113,15 +113,15 @@ def print_table():
 
 
 def get_parser():
-    parser = options.Parser(__doc__, argparse.RawDescriptionHelpFormatter, prog="recipes", usage="%(prog)s RECIPE [flags]")
+    parser = cli.Parser(__doc__, argparse.RawDescriptionHelpFormatter, prog="recipes", usage="%(prog)s RECIPE [flags]")
     add, environ = parser.add_argument, os.environ.get
     add("recipe", choices=["list", *GROUPS, *RECIPES], metavar="RECIPE", help="a name, list, all, extensions, parity or study")
     add("--small", action="store_true", help="width 8 (of pose: an eighth), batches of 4 at most, 20 epochs of 12 steps")
-    add("--niter", "--num_epoch", type=options.count, help="epochs, over which the schedules keep their shape")
-    add("--seed", type=options.natural, help="of one recipe (1)")
+    add("--niter", "--num_epoch", type=cli.count, help="epochs, over which the schedules keep their shape")
+    add("--seed", type=cli.natural, help="of one recipe (1)")
     add("--log_dir", type=Path, help="of one recipe (RUNS/RECIPE[-small]-seedN)")
     add("--runs", type=Path, default=environ("RUNS", "runs/recipes"), help="folder of the runs ($RUNS, or runs/recipes)")
-    add("--jobs", type=options.count, default=environ("JOBS", os.cpu_count()), help="runs at a time ($JOBS, or a core each)")
+    add("--jobs", type=cli.count, default=environ("JOBS", os.cpu_count()), help="runs at a time ($JOBS, or a core each)")
     add("--pose_root", default=environ("POSE_ROOT"), help="recordings for document 003 ($POSE_ROOT)")
     return parser
 
