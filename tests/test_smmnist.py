@@ -10,6 +10,8 @@ from conftest import REAL, run
 
 import options
 import smmnist
+from models import SVG
+from scripts.measure import prior_sigma
 from utils import UserError
 
 ROOT = REAL / "mnist"
@@ -121,6 +123,45 @@ def test_train_and_predict(tmp_path):
     protocol = json.load(open(tmp_path / "out/metrics.json"))["protocol"]
     assert (protocol["n_past"], protocol["n_future"], protocol["clips"]) == (5, 2, 2)
     assert (tmp_path / "out/samples.gif").exists()
+    figure_6 = ["-m", "scripts.measure.prior_sigma", "--n_sequences", 3, "--n_frames", 20, "--out", tmp_path / "sigma", "--model_path"]
+    result = run(*figure_6, tmp_path / "run/best.pt")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "sigma/prior_sigma.json").read_text())
+    assert found["steps"] == list(range(5, 21)) and np.shape(found["sigma"]) == np.shape(found["nats"]) == (16, found["latents"])
+    assert f"of {found['latents']} latents carry more" in result.stdout and f"{found['all']['ratio']:.2f} times" in result.stdout
+    assert (tmp_path / "sigma/prior_sigma.png").stat().st_size > 5000
+    assert "wants a learned prior trained on Moving MNIST" in run(*figure_6, "pretrained/svg_lp.pt").stderr
     for flag, word in (("--cond action", "Moving MNIST has no actions"), ("--channels 3", "--channels 3"), ("--hierarchy 2", "hierarchy 2 reads what vgg pools")):
         result = run("train_learned_prior.py", *flags[:4], *small.split(), *flag.split(), "--log_dir", tmp_path / "new")
         assert result.returncode == 2 and word in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+def test_sigma_around_walls():
+    """Latent 0 carries nats and is wide after walls; latent 1 carries none, and counts in the mean over all alone."""
+    after_wall = np.array([True, False, False, True])
+    sigma = np.stack([np.where(after_wall, 3.0, 1.0), np.full(4, 5.0)], 1)
+    nats = np.stack([np.where(after_wall, 4.0, 0.5), np.zeros(4)], 1)
+    found = prior_sigma.around_walls(sigma, nats, after_wall)
+    assert (found["latents_used"], found["latents"]) == (1, 2)
+    assert found["used"] == {"after_wall": 3, "between": 1, "ratio": 3} and found["all"]["ratio"] == 4 / 3
+    assert (found["nats_after_wall"], found["nats_between"]) == (4, 0.5)
+    assert "used" not in prior_sigma.around_walls(sigma, 0 * nats, after_wall)
+
+
+def test_sigma_of_the_prior_given_frames():
+    """As `loss` computes it, on frames of which the prior of step i sees those before i alone."""
+    torch.manual_seed(0)
+    model = SVG(0, width=4, g_dim=8, z_dim=3, rnn_size=8, backbone="dcgan", channels=1, n_past=2).eval()
+    for weight in model.parameters():  # as they are drawn they hardly heed their input
+        if weight.dim() > 1:
+            torch.nn.init.kaiming_normal_(weight)
+    frames = torch.rand(4, 6, 1, 64, 64)
+    sigma, nats = prior_sigma.prior_sigma(model, frames)
+    assert sigma.shape == nats.shape == (5, 3) and (nats >= 0).all()
+    with torch.no_grad():
+        true, _ = model.encode(frames.transpose(0, 1), torch.zeros(6, 4, 0), range(0))
+        p, q = model.prior(true.h[:-1])[0], model.posterior(true.h[1:])[0]
+    assert torch.allclose(sigma, (p.logvar / 2).exp().mean(1), atol=1e-5)
+    assert torch.allclose(nats, q.kl(p).mean(1), atol=1e-5)
+    changed, _ = prior_sigma.prior_sigma(model, torch.cat([frames[:, :3], torch.rand(4, 3, 1, 64, 64)], 1))
+    assert torch.equal(changed[:3], sigma[:3]) and (changed[3:] != sigma[3:]).any()

@@ -3,7 +3,8 @@
     python -m scripts.measure.prior_sigma --model_path runs/smmnist/best.pt
 
 The digits differ, so what the sequences have in common is the motion. At a wall a digit takes a new direction; the prior of
-the next frame should know that it cannot know.
+the next frame should know that it cannot know. A latent that the model does not use has some sigma too, which means nothing:
+a mean over those that it uses is given beside the mean over all.
 """
 
 from pathlib import Path
@@ -21,16 +22,31 @@ from utils import UserError, autocast, choose_machine, make_folder, run_command,
 from visualize import save_figure
 
 AT_ONCE = 20  # sequences
+USED = 0.05  # nats a step: a latent with a larger mean KL is used
 
 
 @torch.no_grad()
 def prior_sigma(model, frames):
-    """The learned prior's sigma given the true frames: (B, T, C, 64, 64) -> (B, T - 1) of steps 1 .. T-1, means over z."""
-    x = frames[:, :-1].transpose(0, 1)
+    """The learned prior's sigma given the true frames: (B, T, C, 64, 64) -> (T - 1, z_dim) of steps 1 .. T-1, means over B.
+
+    And KL(posterior || prior) in nats, alike.
+    """
+    x = frames.transpose(0, 1)
     with model.predicting():
-        source, _ = model.encode(x, x.new_zeros(*x.shape[:2], 0), range(0))
-        p, _ = model.prior(source.h)
-    return (0.5 * p.logvar).exp().mean(-1).T
+        true, _ = model.encode(x, x.new_zeros(*x.shape[:2], 0), range(0))
+        p, _ = model.prior(true.h[:-1])
+        q, _ = model.posterior(true.h[1:])
+    return (0.5 * p.logvar).exp().mean(1).float(), q.kl(p).mean(1).float()
+
+
+def around_walls(sigma, nats, after_wall):
+    """How sigma (T, z_dim) after walls, `after_wall` (T,), compares with that between them: over the latents used, and over all."""
+    used = nats.mean(0) > USED
+    found = {"latents_used": int(used.sum()), "latents": len(used)}
+    for name, some in (("all", np.ones_like(used)), *([("used", used)] if used.any() else [])):
+        at, between = (sigma[steps][:, some].mean() for steps in (after_wall, ~after_wall))
+        found[name] = {"after_wall": float(at), "between": float(between), "ratio": float(at / between)}
+    return found | {"nats_after_wall": float(nats[after_wall].sum(1).mean()), "nats_between": float(nats[~after_wall].sum(1).mean())}
 
 
 def synchronised(data, places, n, rng):
@@ -39,13 +55,15 @@ def synchronised(data, places, n, rng):
     return torch.stack([draw(data.digits[some], places) for some in chosen]).movedim(-1, 2)
 
 
-def plot(path, sigma, surprises, title):
-    """Sigma over the steps, the steps after a wall marked."""
+def plot(path, steps, sigma, nats, surprises, title):
+    """Sigma over the steps, means over the latents used and over all, the steps after a wall marked."""
     figure, axis = plt.subplots(figsize=(10, 3.2), layout="constrained")
     for n, step in enumerate(surprises):
         axis.axvline(step, color="#D55E00", alpha=0.35, lw=1.5, label=None if n else "the frame after a wall")
-    axis.plot(np.arange(1, len(sigma) + 1), sigma, color="#0072B2", lw=1.3, label="sigma of the learned prior")
-    axis.set(xlabel="frame t", ylabel="sigma, mean over z and sequences", title=title)
+    if (used := nats.mean(0) > USED).any():
+        axis.plot(steps, sigma[:, used].mean(1), color="#0072B2", lw=1.3, label="mean over the latents that are used")
+    axis.plot(steps, sigma.mean(1), "--", color="#777777", lw=1, label="over all")
+    axis.set(xlabel="frame t", ylabel="sigma of the learned prior", title=title)
     axis.title.set_size(10)
     axis.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
@@ -71,21 +89,26 @@ def main():
     data = MovingMNIST(root, "test", args.n_frames + 1)
     rng = np.random.default_rng(args.seed)
     places, hits = trajectories(rng, args.n_frames + 1, trained.get("num_digits") or 2)
-    sigma = []
+    parts = []
     with autocast(device, precision):
         for first in tqdm(range(0, args.n_sequences, AT_ONCE), "sequences", unit_scale=AT_ONCE, leave=False):
-            frames = synchronised(data, places, min(AT_ONCE, args.n_sequences - first), rng)
-            sigma.append(prior_sigma(model, frames.to(device).float() / 255).cpu())
-    sigma = torch.cat(sigma).mean(0).numpy()
-    after_wall = hits[:-1].any(1)  # of steps 1 .. T-1: the frame before is at a wall
-    steps = np.arange(1, args.n_frames + 1)
-    settled = steps >= model.n_past
-    at, between = sigma[after_wall & settled].mean(), sigma[~after_wall & settled].mean()
-    text = f"sigma after a wall {at:.3f}, between walls {between:.3f}: {at / between:.2f} times"
-    plot(args.out / "prior_sigma.png", sigma, steps[after_wall], f"{args.n_sequences} sequences; {text}")
-    found = {"after_wall": float(at), "between": float(between), "ratio": float(at / between)}
-    write_json(args.out / "prior_sigma.json", found | {"sigma": sigma.tolist(), "steps_after_wall": steps[after_wall].tolist()})
-    print(f"{text}\nwrote {args.out}/prior_sigma.png, prior_sigma.json")
+            n = min(AT_ONCE, args.n_sequences - first)
+            frames = synchronised(data, places, n, rng)
+            parts.append([n / args.n_sequences * part.cpu() for part in prior_sigma(model, frames.to(device).float() / 255)])
+    settled = slice(model.n_past - 1, None)  # steps n_past .. T-1
+    sigma, nats = (sum(part).numpy()[settled] for part in zip(*parts))
+    steps, after_wall = np.arange(1, args.n_frames + 1)[settled], hits[:-1].any(1)[settled]  # the frame before is at a wall
+    found = around_walls(sigma, nats, after_wall)
+    text = "sigma after a wall {after_wall:.3f}, between walls {between:.3f}: {ratio:.2f} times"
+    over = {name: text.format(**found[name]) for name in ("used", "all") if name in found}
+    title = f"{args.n_sequences} sequences, {found['latents_used']} of {found['latents']} latents used; {next(iter(over.values()))}"
+    plot(args.out / "prior_sigma.png", steps, sigma, nats, steps[after_wall], title)
+    curves = {"steps": steps.tolist(), "sigma": sigma.tolist(), "nats": nats.tolist(), "steps_after_wall": steps[after_wall].tolist()}
+    write_json(args.out / "prior_sigma.json", found | curves)
+    print(f"{found['latents_used']} of {found['latents']} latents carry more than {USED} nats a step")
+    print("\n".join(f"latents {name}: {words}" for name, words in over.items()))
+    print(f"KL after a wall {found['nats_after_wall']:.2f} nats, between walls {found['nats_between']:.2f}")
+    print(f"wrote {args.out}/prior_sigma.png, prior_sigma.json")
 
 
 if __name__ == "__main__":
