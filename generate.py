@@ -3,6 +3,7 @@
 The checkpoint says what model it is and what it was trained on; nothing about the model is typed again.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from loading import batches, make_loader
 from training.checkpoint import load_checkpoint, load_model, rebuild
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
-PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)"  # of `score`
+PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)|frames_\d+"  # of `score` and unseen.py
 
 
 def get_parser():
@@ -255,9 +256,15 @@ def show(args, model, data, shown, out):
 
 
 def clear(out, pattern):
-    """Remove the pictures of an earlier run, which would pass for this one's."""
+    """Remove the pictures of an earlier run, which would pass for this one's, and of its folders frames_K the frames."""
     for old in out.iterdir():
-        if re.fullmatch(pattern, old.name):
+        if not re.fullmatch(pattern, old.name):
+            continue
+        if old.is_dir():
+            clear(old, r"\d+\.png")
+            with contextlib.suppress(OSError):  # it holds something else too
+                old.rmdir()
+        else:
             old.unlink()
 
 
@@ -274,7 +281,7 @@ def show_what_if(args, model, data, protocol, out):
     pictures = []
     with model.predicting():
         for k in clips:  # one at a time: in a batch the last bits of a clip's frames depend on how many clips there are
-            videos = what_if.imagine(model, data, protocol["cond"], [k], plans, args.seed, args.n_samples)
+            videos = what_if.imagine(model, data, protocol["cond"], [k], {"true actions": None, **plans}, args.seed, args.n_samples)
             pictures.append({label: metrics.to_uint8(video[0]) for label, video in videos.items()})
     clear(out, r"what_if\.(gif|mp4)|what_if_\d+\.png")
     for k, picture in zip(clips, pictures):

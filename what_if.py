@@ -81,9 +81,9 @@ def replace(actions, positions, steps, n_past, gain):
 
 
 def imagine(model, data, cond, clips, plans, seed=1, n_samples=1):
-    """Some clips' futures under several plans: {"truth", "true actions", *plans: frames (len(clips), T, 3, H, W)}.
+    """Some clips' futures under several plans: {"truth", *plans: frames (len(clips), T, 3, H, W)}.
 
-    clips are indices into `data`, plans {label: actions (n_future, A)}, see `directions`. A clip's noise is the same for
+    clips are indices into `data`, plans {label: actions (n_future, A), or None for the true ones}, see `directions`. A clip's noise is the same for
     every plan, so that only the actions make the difference. The frames include the given ones. Of several samples a
     plan has as many rows, with their numbers: "LABEL 1", "LABEL 2", ...
     """
@@ -93,7 +93,7 @@ def imagine(model, data, cond, clips, plans, seed=1, n_samples=1):
     past, n_future = frames[:, : model.n_past], data.n_frames - model.n_past
     actions, positions = actions[clips], None if positions is None else positions[clips]
     videos = {"truth": frames}
-    for label, steps in {"true actions": None, **plans}.items():
+    for label, steps in plans.items():
         parts = actions, positions
         if steps is not None:
             parts = replace(actions, positions, steps, model.n_past, gain)

@@ -342,7 +342,7 @@ def test_only_the_plan_makes_the_difference(tiny_data, kind):
         if parameter.dim() > 1:
             torch.nn.init.kaiming_normal_(parameter)
     own = open_split(tiny_data, "test", 6, "action")[1][1][1:5]
-    videos = what_if.imagine(model, data, kind, [1], {"own": own, "other": -own})
+    videos = what_if.imagine(model, data, kind, [1], {"true actions": None, "own": own, "other": -own})
     assert list(videos) == ["truth", "true actions", "own", "other"] and videos["own"].shape == (1, 6, 3, 64, 64)
     torch.testing.assert_close(videos["own"], videos["true actions"], atol=1e-4, rtol=0)
     assert torch.equal(videos["other"][:, :2], videos["truth"][:, :2])

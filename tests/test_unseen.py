@@ -39,13 +39,16 @@ def test_a_clip_without_a_future(trained, futureless, tiny_data, tmp_path, capsy
     """The same futures as with the frames on disk, as frames, pictures and no scores."""
     best, out = trained["learned"] / "best.pt", tmp_path / "out"
     out.mkdir()
-    (out / "metrics.json").write_text("of an earlier run")
+    for name in ("metrics.json", "frames_77/0.png", "frames_78/0.png", "frames_78/notes.txt"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("of an earlier run, but for the notes")
     flags = ["--model_path", best, *FEW, "--seed", 3]
     status, error = call("generate.py", *flags, "--data_root", futureless, "--log_dir", out)
     assert status == 0, error
     n_clips = len(list((tiny_data / "test").glob("*/*")))
     names = {f"{name}{k}{x}" for k in range(n_clips) for name, x in (("sample_", ".gif"), ("sample_", ".png"), ("frames_", ""))}
-    assert {p.name for p in out.iterdir()} == names, "no metrics.json"
+    assert {p.name for p in out.iterdir()} == names | {"frames_78"}, "no metrics.json"
+    assert [p.name for p in (out / "frames_78").iterdir()] == ["notes.txt"]
     model, args = load_model(best, "cpu")
     data = dataset.open_for(model, args, "test", tiny_data)
     frames, cond = data[1]
