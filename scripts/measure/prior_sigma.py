@@ -65,7 +65,7 @@ def plot(path, steps, sigma, nats, surprises, title):
     axis.plot(steps, sigma.mean(1), "--", color="#777777", lw=1, label="over all")
     axis.set(xlabel="frame t", ylabel="sigma of the learned prior", title=title)
     axis.title.set_size(10)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     save_figure(figure, path)
 
 
