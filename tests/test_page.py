@@ -1,12 +1,12 @@
 """steer.html in a headless Chromium, playwright's or the system's: hands, keys and pictures, with the weights in pretrained/."""
 
-import shutil
 import time
 
 import numpy as np
 import pytest
 from test_steer import command, end
 
+from scripts.measure.steer import launch, wait
 from scripts.measure.what_if import tip_motion
 
 READ = """() => { const pen = new OffscreenCanvas(64, 64).getContext("2d", {willReadFrequently: true});
@@ -18,10 +18,9 @@ ROOM = 8  # a test clip whose arm has room in every direction
 @pytest.fixture(scope="module")
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api").sync_playwright()
-    system = shutil.which("chromium") or shutil.which("google-chrome")
     with playwright as running:
         try:
-            browser = running.chromium.launch(executable_path=system, args=["--no-sandbox"])
+            browser = launch(running)
         except Exception as error:
             pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
         yield browser
@@ -67,15 +66,6 @@ def page(opened):
     page.keyboard.press("1")
     reset(page)
     return page
-
-
-def wait(page, condition):
-    """Until a condition holds; playwright's own wait_for_function needs `eval`, which the page forbids."""
-    for _ in range(1200):
-        if page.evaluate(condition):
-            return
-        time.sleep(0.1)
-    raise AssertionError(condition)
 
 
 def reset(page):

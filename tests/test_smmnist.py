@@ -130,6 +130,8 @@ def test_train_and_predict(tmp_path):
     assert found["steps"] == list(range(5, 21)) and np.shape(found["sigma"]) == np.shape(found["nats"]) == (16, found["latents"])
     assert f"of {found['latents']} latents carry more" in result.stdout and f"{found['all']['ratio']:.2f} times" in result.stdout
     assert (tmp_path / "sigma/prior_sigma.png").stat().st_size > 5000
+    short = run(*figure_6, tmp_path / "run/best.pt", "--n_frames", 4)
+    assert short.returncode == 2 and "--n_frames 4: no steps after a wall" in short.stderr and short.stderr.count("\n") == 1
     assert "wants a learned prior trained on Moving MNIST" in run(*figure_6, "pretrained/svg_lp.pt").stderr
     for flag, word in (("--cond action", "Moving MNIST has no actions"), ("--channels 3", "--channels 3"), ("--hierarchy 2", "hierarchy 2 reads what vgg pools")):
         result = run("train_learned_prior.py", *flags[:4], *small.split(), *flag.split(), "--log_dir", tmp_path / "new")
@@ -161,7 +163,8 @@ def test_sigma_of_the_prior_given_frames():
     with torch.no_grad():
         true, _ = model.encode(frames.transpose(0, 1), torch.zeros(6, 4, 0), range(0))
         p, q = model.prior(true.h[:-1])[0], model.posterior(true.h[1:])[0]
+        kld = model.loss(frames, torch.zeros(4, 6, 0), teacher_forcing=True)["kld"]
     assert torch.allclose(sigma, (p.logvar / 2).exp().mean(1), atol=1e-5)
-    assert torch.allclose(nats, q.kl(p).mean(1), atol=1e-5)
+    assert torch.allclose(nats, q.kl(p).mean(1), atol=1e-5) and torch.allclose(nats.sum(), kld, rtol=1e-4)
     changed, _ = prior_sigma.prior_sigma(model, torch.cat([frames[:, :3], torch.rand(4, 3, 1, 64, 64)], 1))
     assert torch.equal(changed[:3], sigma[:3]) and (changed[3:] != sigma[3:]).any()

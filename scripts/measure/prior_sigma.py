@@ -39,11 +39,18 @@ def prior_sigma(model, frames):
     return (0.5 * p.logvar).exp().mean(1).float(), q.kl(p).mean(1).float()
 
 
+def latents_used(nats):
+    """Which latents carry more than USED: nats (T, z_dim) -> (z_dim,) bool."""
+    return nats.mean(0) > USED
+
+
 def around_walls(sigma, nats, after_wall):
     """How sigma (T, z_dim) after walls, `after_wall` (T,), compares with that between them: over the latents used, and over all."""
-    used = nats.mean(0) > USED
+    used = latents_used(nats)
     found = {"latents_used": int(used.sum()), "latents": len(used)}
-    for name, some in (("all", np.ones_like(used)), *([("used", used)] if used.any() else [])):
+    for name, some in {"used": used, "all": np.ones_like(used)}.items():
+        if not some.any():
+            continue
         at, between = (sigma[steps][:, some].mean() for steps in (after_wall, ~after_wall))
         found[name] = {"after_wall": float(at), "between": float(between), "ratio": float(at / between)}
     return found | {"nats_after_wall": float(nats[after_wall].sum(1).mean()), "nats_between": float(nats[~after_wall].sum(1).mean())}
@@ -60,7 +67,7 @@ def plot(path, steps, sigma, nats, surprises, title):
     figure, axis = plt.subplots(figsize=(10, 3.2), layout="constrained")
     for n, step in enumerate(surprises):
         axis.axvline(step, color="#D55E00", alpha=0.35, lw=1.5, label=None if n else "the frame after a wall")
-    if (used := nats.mean(0) > USED).any():
+    if (used := latents_used(nats)).any():
         axis.plot(steps, sigma[:, used].mean(1), color="#0072B2", lw=1.3, label="mean over the latents that are used")
     axis.plot(steps, sigma.mean(1), "--", color="#777777", lw=1, label="over all")
     axis.set(xlabel="frame t", ylabel="sigma of the learned prior", title=title)
@@ -85,19 +92,21 @@ def main():
     root = args.data_root or trained["data_root"]
     if getattr(model, "prior", None) is None or not is_moving_mnist(root):
         raise UserError(f"--model_path {args.model_path}: wants a learned prior trained on Moving MNIST")
-    make_folder(args.out)
     data = MovingMNIST(root, "test", args.n_frames + 1)
     rng = np.random.default_rng(args.seed)
     places, hits = trajectories(rng, args.n_frames + 1, trained.get("num_digits") or 2)
+    settled = slice(model.n_past - 1, None)  # steps n_past .. T-1
+    steps, after_wall = np.arange(1, args.n_frames + 1)[settled], hits[:-1].any(1)[settled]  # the frame before is at a wall
+    if not 0 < after_wall.sum() < len(steps):
+        raise UserError(f"--n_frames {args.n_frames}: no steps after a wall, or none between walls; raise it")
+    make_folder(args.out)
     parts = []
     with autocast(device, precision):
         for first in tqdm(range(0, args.n_sequences, AT_ONCE), "sequences", unit_scale=AT_ONCE, leave=False):
             n = min(AT_ONCE, args.n_sequences - first)
             frames = synchronised(data, places, n, rng)
             parts.append([n / args.n_sequences * part.cpu() for part in prior_sigma(model, frames.to(device).float() / 255)])
-    settled = slice(model.n_past - 1, None)  # steps n_past .. T-1
     sigma, nats = (sum(part).numpy()[settled] for part in zip(*parts))
-    steps, after_wall = np.arange(1, args.n_frames + 1)[settled], hits[:-1].any(1)[settled]  # the frame before is at a wall
     found = around_walls(sigma, nats, after_wall)
     text = "sigma after a wall {after_wall:.3f}, between walls {between:.3f}: {ratio:.2f} times"
     over = {name: text.format(**found[name]) for name in ("used", "all") if name in found}

@@ -27,9 +27,18 @@ def resident(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def wait(page, condition):
+def launch(running):
+    """A headless Chromium of a started playwright: the system's, or playwright's own."""
+    system = shutil.which("chromium") or shutil.which("google-chrome")
+    return running.chromium.launch(executable_path=system, args=["--no-sandbox"])
+
+
+def wait(page, condition, seconds=120):
     """Until a condition holds; playwright's own wait_for_function needs `eval`, which the page forbids."""
+    end = time.monotonic() + seconds
     while not page.evaluate(condition):
+        if time.monotonic() > end:
+            raise UserError(f"the page has not come to {condition} in {seconds} s; is steer.py still running?")
         time.sleep(0.05)
 
 
@@ -70,8 +79,7 @@ def main():
             if not line.startswith("open "):
                 raise UserError("steer.py did not start")
             with sync_playwright() as running:
-                system = shutil.which("chromium") or shutil.which("google-chrome")
-                page = running.chromium.launch(executable_path=system, args=["--no-sandbox"]).new_page()
+                page = launch(running).new_page()
                 page.goto(line.split()[1])
                 wait(page, "view && view.t === 0")
                 print(f"{'step':>6}  {'frames/s':>8}  {'a step':>9}  {'key to picture':>26}  {'MiB':>6}")
