@@ -31,13 +31,16 @@ PHASES = ["training", "validating", "saving", "drawing", "renaming"]
 
 
 def watch(phase, owner, attribute, name):
-    """Make a function note in `phase` that it runs."""
-    function = getattr(owner, attribute)
+    """Make a function note in `phase` that it runs. A renaming, too short to be seen, gets a pause before and after it."""
+    function, pause = getattr(owner, attribute), 0.003 * (name == "renaming")
 
     def noted(*args, **kwargs):
         before, phase.value = phase.value, PHASES.index(name)
         try:
-            return function(*args, **kwargs)
+            time.sleep(pause)
+            result = function(*args, **kwargs)
+            time.sleep(pause)
+            return result
         finally:
             phase.value = before
 
@@ -145,7 +148,7 @@ def disturbed(run, start, kills, rng, longest):
             return phases
         before, aim = progress(run), rng.choice(PHASES)
         if not training.wait(longest, aim):
-            time.sleep(rng.uniform(0, 0.01))
+            time.sleep(rng.uniform(0, 0.006 if aim == "renaming" else 0.01))
         phases.append(PHASES[training.phase.value])
         training.kill(rng)
         now = progress(run)
