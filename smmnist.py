@@ -16,6 +16,7 @@ SIZE, DIGIT, FASTEST = 64, 32, 4  # pixels of a frame, of a digit, and of its wa
 LAST = SIZE - DIGIT  # the greatest coordinate of a digit's corner
 SPLITS = {"train": slice(0, 55_000), "validate": slice(55_000, 60_000), "test": slice(0, 10_000)}
 CLIPS = {"train": 10_000, "validate": 256, "test": 1_000}
+UNREADABLE = RuntimeError, OSError, ValueError, AssertionError, LookupError, TypeError  # what torchvision raises on a damaged file
 DEFAULTS = dict(n_past=5, n_future=10, n_eval=30, cond="none", backbone="dcgan", channels=1, z_dim=10)  # SVG's
 
 
@@ -40,20 +41,21 @@ class MovingMNIST(Dataset):
             raise UserError(f"--split {split}: Moving MNIST has {', '.join(SPLITS)}")
         try:
             self.digits = self.read(download=False)
-        except (RuntimeError, OSError, ValueError, AssertionError):  # missing, or a download that broke off
+        except UNREADABLE:  # missing, damaged, or a download that broke off
             try:
                 with locked(root, seconds=3600):
                     self.digits = self.read(download=True)
-            except (RuntimeError, OSError, ValueError, AssertionError) as error:
-                raise UserError(
-                    f"{root}/MNIST/raw: MNIST is not complete there and cannot be downloaded ({str(error).splitlines()[0]});"
-                    " put its four idx files there"
-                ) from None
+            except UNREADABLE as error:
+                what = f"{root}/MNIST/raw: MNIST is not complete there and cannot be downloaded ({error!r:.100})"
+                raise UserError(f"{what}; put its four idx files there") from None
         self.n_clips = n_clips or CLIPS[split]
 
     def read(self, download):
         """The split's digits (N, 28, 28) uint8."""
-        return MNIST(self.root, train=self.split != "test", download=download).data[SPLITS[self.split]]
+        digits = MNIST(self.root, train=self.split != "test", download=download).data[SPLITS[self.split]]
+        if digits.dtype != torch.uint8 or digits.ndim != 3 or not digits.numel():
+            raise ValueError(f"{digits.dtype} {list(digits.shape)} in place of digits")
+        return digits
 
     def __len__(self):
         return self.n_clips

@@ -178,7 +178,17 @@ def test_lerobot(tmp_path, convert):  # noqa: F811
     for words, message in ((["--fps", 3], "--fps 3: the videos have 10"), (["--camera", "top"], "give one of observation.images.front")):
         refuses_main(convert, message, convert_lerobot, tmp_path / "in", tmp_path / "other", *words)
     info = tmp_path / "in/meta/info.json"
-    info.write_text(info.read_text().replace("v3.0", "v2.1"))
+    sound = info.read_text()
+    for odd in ({"codebase_version": 3.0}, {"fps": -1}, {"video_path": 7}, {"features": {"action": "float32"}}):
+        info.write_text(json.dumps(json.loads(sound) | odd))
+        refuses_main(convert, "info.json: not the description", convert_lerobot, tmp_path / "in", tmp_path / "other")
+    info.write_text(sound)
+    data = tmp_path / "in/data/chunk-000/file-000.parquet"
+    rows = data.read_bytes()
+    data.write_bytes(rows[:-4])
+    refuses_main(convert, "leave none to train", convert_lerobot, tmp_path / "in", tmp_path / "other")
+    data.write_bytes(rows)
+    info.write_text(sound.replace("v3.0", "v2.1"))
     refuses_main(convert, "info.json: version v2.1", convert_lerobot, tmp_path / "in", tmp_path / "other")
     (tmp_path / "in/meta/info.json").write_text("{")
     refuses_main(convert, "info.json: not the description", convert_lerobot, tmp_path / "in", tmp_path / "other")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -96,6 +97,18 @@ def test_missing_mnist_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(smmnist.MNIST, "download", offline)
     with pytest.raises(UserError, match="mnist/MNIST/raw: MNIST is not complete there and cannot be downloaded .*put its four idx files there"):
         smmnist.MovingMNIST(tmp_path / "mnist", "train", 2)
+
+
+@pytest.mark.parametrize("header, n", [((0, 0, 8, 3, 4, 2, 2), 16), ((0, 0, 8, 3, 55_001, 2, 2), 8), ((1, 0, 8, 3, 4, 2, 2), 16), ((0, 0, 7, 3, 4, 2, 2), 16), ((0, 0, 8, 1, 60_000), 60_000)])
+def test_damaged_mnist_is_one_line(header, n, tmp_path, monkeypatch):
+    """Too few digits for the split, a file cut off, no magic number, a type that there is not, and labels in the place of digits."""
+    monkeypatch.setattr(smmnist.MNIST, "_check_exists", lambda self: True)
+    for kind, head, size in (("images-idx3", header, n), ("labels-idx1", (0, 0, 8, 1, 4), 4)):
+        path = tmp_path / f"MNIST/raw/train-{kind}-ubyte"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(struct.pack(f">4B{len(head) - 4}I", *head) + bytes(size))
+    with pytest.raises(UserError, match="MNIST/raw: MNIST is not complete there"):
+        smmnist.MovingMNIST(tmp_path, "validate", 2)
 
 
 def test_defaults_are_svgs_and_flags_win(tmp_path):

@@ -12,6 +12,7 @@ kept frame, side by side.
 import argparse
 import itertools
 import json
+import math
 from functools import partial
 
 import numpy as np
@@ -30,10 +31,10 @@ except ImportError:
 STATE = "observation.state"
 
 
-def read_table(path, **kwargs):
-    """A Parquet file as a pyarrow table."""
+def read_parquet(read, path, **kwargs):
+    """What parquet.read_table or read_schema gives of a file."""
     try:
-        return parquet.read_table(path, partitioning=None, **kwargs)
+        return read(path, **kwargs)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:100]}); fetch it again") from None
 
@@ -42,9 +43,12 @@ def read_info(path):
     """The content of meta/info.json of a version that is read here."""
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        version, fps = info["codebase_version"], float(info["fps"])
-        info["features"].items(), info["data_path"].format, fps / fps
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        version, features = info["codebase_version"], info["features"].values()
+        if not all(isinstance(x, str) for x in (version, info["data_path"], info["video_path"])):
+            raise TypeError("texts wanted")
+        if not all(isinstance(x, dict) for x in features) or not 0 < float(info["fps"]) < math.inf:
+            raise ValueError("descriptions of features and a rate wanted")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not the description of a LeRobot data set; give the folder that holds meta, data, videos") from None
     if not version.startswith("v3"):
         raise UserError(f"{path}: version {version}, and v3 is read here; lerobot's convert_dataset_v21_to_v30 converts it")
@@ -67,7 +71,7 @@ def plan(source, info, camera):
     for path in sorted((source / "meta/episodes").glob("*/*.parquet")):
         try:
             columns = ["episode_index", "length", *(f"{x}/{y}_index" for x in ("data", video) for y in ("chunk", "file"))]
-            for row in read_table(path, columns=[*columns, f"{video}/from_timestamp"]).to_pylist():
+            for row in read_parquet(parquet.read_table, path, partitioning=None, columns=[*columns, f"{video}/from_timestamp"]).to_pylist():
                 files = [
                     source / info[key].format(video_key=camera, chunk_index=row[f"{x}/chunk_index"], file_index=row[f"{x}/file_index"])
                     for key, x in (("video_path", video), ("data_path", "data"))
@@ -86,9 +90,10 @@ def plan(source, info, camera):
 def read_part(part, fps, args):
     """Yield the clips of an episode."""
     video, data = part.files
-    episode, names = int(part.name.rsplit("_", 1)[1]), parquet.read_schema(data).names
+    episode, names = int(part.name.rsplit("_", 1)[1]), read_parquet(parquet.read_schema, data).names
     columns = [name for name in ("frame_index", "action", STATE) if name in names]
-    table = read_table(data, columns=columns, filters=[("episode_index", "=", episode)]).sort_by("frame_index")
+    chosen = {"columns": columns, "filters": [("episode_index", "=", episode)]}
+    table = read_parquet(parquet.read_table, data, partitioning=None, **chosen).sort_by("frame_index")
     rows = {name: np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1) for name in columns[1:]}
     if any(not np.isfinite(x).all() for x in rows.values()):
         raise UserError(f"{data}: episode {episode} holds numbers that are not finite")

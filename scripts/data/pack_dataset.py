@@ -130,7 +130,7 @@ def write_packed(folder, clips):
                 if (width := value.shape[1]) != (wanted := rows[key][0].shape[1]):
                     raise UserError(f"{name}/{key}.csv: {width} columns, {wanted} in {names[0]}; mend it")
         if not names:
-            raise UserError(f"{folder}: no clips left to write; mend the source")
+            raise UserError(f"{folder.name}: no clips left to write; mend the source, or share its clips out differently")
         write_header(file)
     for key, values in rows.items():
         values = np.concatenate(values)
