@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from training.schedules import cosine, kl_weight, pose_kl_weight, teacher_forcing_ratio
+import options
+from training.schedules import cosine, kl_weight, of_step, pose_kl_weight, teacher_forcing_ratio
 
 
 def test_every_cycle_reaches_its_peak():
@@ -50,3 +51,23 @@ def test_the_pose_labs_weights():
     assert of("NoKL_Annealing", 4, 2.0) == [0.01] + [1] * 12
     assert of("Cyclical_descent", 10, 3.0) == pytest.approx([0.01] + [1, 0.7, 0.4, 0.1] * 3)
     assert of("Cyclical_descent", 4) == pytest.approx([0.01] + [1, 0.75, 0.5, 0.25, 0] * 2 + [1, 0.75])
+
+
+def test_a_step_is_told_what_its_flags_say():
+    """Every flag of the schedules reaches its formula, in steps or epochs, of the SVG commands and of train_pose.py."""
+    parse = lambda flags: options.parse_training(options.training_parser(""), f"--niter 6 {flags}".split())
+    of = lambda flags, epoch, step: of_step(parse(flags), epoch, step, 5)
+    cyclical = "--kl_anneal cyclical --kl_anneal_cycle 3 --kl_anneal_ratio 0.8 --kl_anneal_start 0.1"
+    for epoch, step in itertools.product(range(6), range(5)):
+        t = 5 * epoch + step
+        assert of(cyclical, epoch, step).kl_weight == pytest.approx(kl_weight(t, 30, 3, 0.8, 0.1))
+        assert of(f"{cyclical} --kl_anneal_per epoch", epoch, step).kl_weight == pytest.approx(kl_weight(epoch, 6, 3, 0.8, 0.1))
+        assert of("--kl_anneal monotonic --kl_anneal_ratio 0.7", epoch, step).kl_weight == pytest.approx(kl_weight(t, 30, 1, 0.7))
+        assert of("--kl_anneal none", epoch, step).kl_weight == 1
+        assert of("--lr 0.2 --lr_cosine", epoch, step).lr == pytest.approx(0.2 * cosine(t, 30))
+    falls = "--tfr 0.9 --tfr_start_decay_epoch 1 --tfr_end_decay_epoch 4 --tfr_lower_bound 0.3"
+    assert [of(falls, epoch, 0).tfr for epoch in range(6)] == pytest.approx([0.9, 0.9, 0.7, 0.5, 0.3, 0.3])
+    assert [of("--tfr 1", epoch, 0).tfr for epoch in range(6)] == pytest.approx([1, 1, 1, 1, 0.5, 0]), "from half of the run to its last epoch"
+    assert [of("--tfr_decay_step 0.4", epoch, 0).tfr for epoch in range(6)] == pytest.approx([1, 1, 1, 1, 0.6, 0.2])
+    pose = options.parse_training(options.pose_parser(""), "--kl_anneal_type Cyclical --kl_anneal_cycle 4 --kl_anneal_ratio 0.8".split())
+    assert [of_step(pose, epoch, 0, 5).kl_weight for epoch in range(6)] == pytest.approx([0.01, 0.2, 0.4, 0.6, 0, 0.2])

@@ -93,7 +93,8 @@ def test_reconstruction_equals_the_reference(n_past):
     """z from the posterior of the true frames, each step from the model's own prediction."""
     model = tiny("learned", n_past)
     frames, cond = clips()
-    ours, _ = model.reconstruct(frames, cond, [torch.Generator().manual_seed(k) for k in range(3)])
+    ours, kl = model.reconstruct(frames, cond, [torch.Generator().manual_seed(k) for k in range(3)])
+    assert kl.shape == (3, 6 - n_past)
     eps = torch.stack([torch.randn(5, 4, generator=torch.Generator().manual_seed(k)) for k in range(3)], 1).double()
     theirs = reference.predict(model, frames[:, :n_past], cond, 6 - n_past, eps, truth=frames)
     torch.testing.assert_close(ours[0], theirs, rtol=1e-9, atol=1e-12)

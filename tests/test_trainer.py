@@ -76,6 +76,35 @@ def test_a_weight_may_have_its_first_gradient_later(optimizer, beta1):
     assert not torch.equal(pair.weight, alone.weight)
 
 
+@pytest.mark.parametrize("name, rule, betas", [
+    ("adam", torch.optim.Adam, {"betas": (0.7, 0.999)}), ("adamw", torch.optim.AdamW, {"betas": (0.7, 0.999)}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.7}), ("rmsprop", torch.optim.RMSprop, {"momentum": 0.7}),
+])  # fmt: skip
+def test_the_optimiser_is_the_one_of_the_flags(name, rule, betas):
+    optimizer = optim.make_optimizer(torch.nn.Linear(2, 2), argparse.Namespace(optimizer=name, lr=0.03, beta1=0.7), DEVICE)
+    assert type(optimizer) is rule and optimizer.defaults["lr"] == 0.03 and optimizer.defaults.items() >= betas.items()
+
+
+def test_the_average_has_weights_of_its_own():
+    args = argparse.Namespace(seed=1, init_from=None, resume=None, ema=0.9, compile=None)
+    model, average = optim.build_models(lambda: torch.nn.Linear(2, 2), args, DEVICE)
+    before = average.weight.clone()
+    model.weight.data += 1
+    assert torch.equal(average.weight, before) and torch.equal(average.weight + 1, model.weight)
+    args.ema = 0.0
+    model, same = optim.build_models(lambda: torch.nn.Linear(2, 2), args, DEVICE)
+    assert same is model
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
+def test_no_first_step_from_a_bad_gradient(optimizer):
+    weight, optimizer, failure = make(optimizer)
+    before = weight.detach().clone()
+    weight.grad = torch.full((6,), float("nan"))
+    optim.clip_and_step(optimizer, 1.0, failure, 1, torch.tensor(3.0))
+    assert torch.equal(weight, before) and failure.tolist() == [1, 3]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 def test_no_step_from_the_first_bad_gradient_on(optimizer, value):
