@@ -24,6 +24,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from tests import fuzz_cases, fuzz_readers
 from tests.conftest import write_clips
@@ -91,7 +92,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         start, work = Path(folder) / "start", Path(folder) / "work"
         make_inputs(start)
-        for case in range(args.cases):
+        for case in tqdm(range(args.cases), "fuzzing", unit=" cases", file=sys.__stderr__):
             rng, kind = random.Random(f"{args.seed} {case}"), kinds[case % len(kinds)]
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(start, work)

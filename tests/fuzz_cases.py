@@ -139,7 +139,8 @@ def fuzz_folder(rng, work):
     path = rng.choice(sorted((work / "data").rglob("*")))
     way = rng.choice(("gone", "empty", "folder", "renamed"))
     if way == "renamed":
-        path.rename(path.with_name(rng.choice(("x", "._0.png", "0", "07.png", "ü $x$ <b>"))))
+        names = [name for name in ("x", "._0.png", "0", "07.png", "ü $x$ <b>") if not path.with_name(name).exists()]
+        path.rename(path.with_name(rng.choice(names)))
     elif path.is_dir():
         shutil.rmtree(path)
     else:
