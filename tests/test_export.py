@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import REAL, ROOT, run
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +83,18 @@ def test_weights_without_actions(tmp_path):
     mean = {row: found[row]["psnr"]["mean"] for row in ("sample", "best_of_n", "posterior", "copy_last", "between_samples")}
     assert mean["best_of_n"] > mean["sample"] + 0.4 and mean["posterior"] > mean["sample"] > mean["copy_last"]
     assert found["kl"]["nats"]["mean"] > 5 and mean["between_samples"] < 40
+
+
+@pytest.mark.skipif(not (REAL / "mnist").exists(), reason="the MNIST files are not here")
+def test_weights_of_moving_mnist(tmp_path):
+    """Digits bounce in different ways, and the prior knows of walls."""
+    model = ["--model_path", ROOT / "pretrained/svg_lp_mnist.pt", "--data_root", REAL / "mnist"]
+    result = run("generate.py", *model, "--n_clips", 8, "--n_samples", 10, "--n_show", 0, "--log_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.load(open(tmp_path / "metrics.json"))
+    mean = {row: found[row]["psnr"]["mean"] for row in ("sample", "best_of_n", "posterior", "copy_last")}
+    assert mean["posterior"] > mean["best_of_n"] > mean["sample"] + 0.8 and mean["sample"] > mean["copy_last"] + 1
+    assert found["protocol"]["n_future"] == 25 and found["kl"]["nats"]["mean"] > 2
+    result = run("-m", "scripts.measure.prior_sigma", *model, "--n_sequences", 50, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "prior_sigma.json").read_text())["used"]["ratio"] > 1.5
