@@ -17,11 +17,11 @@ def finn_psnr(truth, predicted):
     return np.mean([10 * np.log10(1 / np.mean((truth[c] - predicted[c]) ** 2)) for c in range(3)])
 
 
-@pytest.mark.parametrize("noise", [0.001, 0.05, 0.5])
-def test_scores_equal_the_oracles(noise):
+@pytest.mark.parametrize("noise, brightest", [(0.001, 1), (0.05, 1), (0.5, 1), (0.01, 0.02)])
+def test_scores_equal_the_oracles(noise, brightest):
     rng = np.random.default_rng(0)
     smooth = np.cumsum(np.cumsum(rng.normal(size=(2, 3, 3, 64, 64)), -1), -2)
-    truth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    truth = brightest * (smooth - smooth.min()) / (smooth.max() - smooth.min())
     predicted = np.clip(truth + noise * rng.normal(size=(4, *truth.shape)), 0, 1)
     found = metrics.score(torch.from_numpy(predicted), torch.from_numpy(truth))
     for s, b, t in np.ndindex(4, 2, 3):
@@ -118,6 +118,7 @@ def test_evaluation_rows():
     torch.testing.assert_close(scores["posterior"]["psnr"], torch.full((1, 2, 4), 20.0))
     torch.testing.assert_close(scores["posterior"]["mse"], torch.full((1, 2, 4), 0.01))
     assert torch.equal(scores["kl"]["nats"], frames[None, :, 2:, 0, 0, 0])
+    assert scores["best_of_n"] is scores["worst_of_n"] is scores["sample"]
     torch.testing.assert_close(scores["prior_mean"], metrics.score(metrics.copy_last(frames[:, :2], 4) + 0.05, frames[:, 2:]))
     expected = metrics.score(frames[None, :, 1:2].expand(-1, -1, 4, -1, -1, -1), frames[:, 2:])
     torch.testing.assert_close(scores["copy_last"], expected)
@@ -130,10 +131,18 @@ def test_evaluation_rows():
         assert abs(pictures[b]["best"][2].astype(int) - shown.astype(int)).max() <= 1
         between = -20 * (0.1 * bright.diff().abs()).log10()[:, None].expand(-1, 4)
         torch.testing.assert_close(scores["between_samples"]["psnr"][:, b], between, atol=0.01, rtol=0)
+        assert pictures[b]["spread"].shape == (6, 64, 64, 3)
         spread = metrics.heat((0.1 * bright).std().expand(64, 64))
         assert abs(pictures[b]["spread"][5].astype(int) - spread).max() <= 2 and pictures[b]["spread"][1].max() < 10
     alone, (picture,) = metrics.evaluate(Repeater(), [(frames[:1], cond[:1])], 1)
     assert alone.keys() == scores.keys() - {"between_samples", "prior_mean"} and "spread" not in picture
+
+
+def test_colours():
+    """Beyond black and white nothing wraps around, and the heat map ends at the last colour of its table."""
+    grey = metrics.to_uint8(torch.tensor([-0.5, 0.5, 1.5]).view(1, 1, 3))
+    assert grey.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
+    assert metrics.heat(torch.tensor([0.0, 0.25, 9.0])).tolist() == [[0, 0, 3], [252, 254, 164], [252, 254, 164]]
 
 
 def test_pictures_of_some_clips():

@@ -68,6 +68,7 @@ def test_a_step_is_told_what_its_flags_say():
     falls = "--tfr 0.9 --tfr_start_decay_epoch 1 --tfr_end_decay_epoch 4 --tfr_lower_bound 0.3"
     assert [of(falls, epoch, 0).tfr for epoch in range(6)] == pytest.approx([0.9, 0.9, 0.7, 0.5, 0.3, 0.3])
     assert [of("--tfr 1", epoch, 0).tfr for epoch in range(6)] == pytest.approx([1, 1, 1, 1, 0.5, 0]), "from half of the run to its last epoch"
+    assert [of("--niter 7", epoch, 0).tfr for epoch in range(7)] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3, 0])
     assert [of("--tfr_decay_step 0.4", epoch, 0).tfr for epoch in range(6)] == pytest.approx([1, 1, 1, 1, 0.6, 0.2])
     pose = options.parse_training(options.pose_parser(""), "--kl_anneal_type Cyclical --kl_anneal_cycle 4 --kl_anneal_ratio 0.8".split())
     assert [of_step(pose, epoch, 0, 5).kl_weight for epoch in range(6)] == pytest.approx([0.01, 0.2, 0.4, 0.6, 0, 0.2])
