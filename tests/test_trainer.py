@@ -96,13 +96,14 @@ def test_the_average_has_weights_of_its_own():
     assert same is model
 
 
+@pytest.mark.parametrize("loss", [float("nan"), 0.0])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
-def test_no_first_step_from_a_bad_gradient(optimizer):
+def test_no_first_step_from_a_bad_gradient(optimizer, loss):
     weight, optimizer, failure = make(optimizer)
     before = weight.detach().clone()
     weight.grad = torch.full((6,), float("nan"))
-    optim.clip_and_step(optimizer, 1.0, failure, 1, torch.tensor(3.0))
-    assert torch.equal(weight, before) and failure.tolist() == [1, 3]
+    optim.clip_and_step(optimizer, 1.0, failure, 1, torch.tensor(loss))
+    assert torch.equal(weight, before) and failure.tolist() == pytest.approx([1, loss], nan_ok=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
