@@ -53,7 +53,7 @@ def run_command(main):
             sys.stdout.flush()
         except OSError:  # a log on a full disk, a closed pipe: Python would try once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a name may hold a newline
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -114,7 +114,7 @@ def main():
             counts[kind, "accepted" if code == 0 else "refused"] += good
             if not good:
                 findings += 1
-                print(
+                tqdm.write(
                     f"case {case}, {kind}: {fault}\n  {' '.join(map(str, command))}\n  "
                     + "\n  ".join(lines[-6:])
                 )

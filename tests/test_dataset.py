@@ -37,6 +37,20 @@ def test_cond(tiny_data, cond, columns):
     assert mean.shape == std.shape == (columns,)
 
 
+def test_a_loader_leaves_the_stream_of_the_noise_alone(tiny_data):
+    """Else a resumed epoch, which begins another iterator, would have other noise."""
+    loader = make_loader(ClipDataset(tiny_data, "train", 3), 0, CPU, batch_size=4)
+    before = torch.get_rng_state()
+    assert len(list(loader)) == 3 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_epoch_may_draw_from_the_first_clips_alone():
+    sampler = ClipSampler(10, 2, part=lambda epoch: 0.4 if epoch == 0 else 1.0)
+    assert len(sampler) == 2 and {i for batch in sampler for i, _ in batch} == {0, 1, 2, 3}
+    sampler.start(1)
+    assert len(sampler) == 5 and {i for batch in sampler for i, _ in batch} == set(range(10))
+
+
 def test_a_constant_has_no_deviation():
     """In float32 60,000 times 1.57 have a mean of 1.5697 and a deviation of 3e-4."""
     mean, std = mean_and_std(np.full((60_000, 1), 1.57, np.float32))

@@ -104,6 +104,8 @@ FAULTS = {
     "n_future 0": lambda c: c["args"].update(n_future=0),
     "save_every of one number": lambda c: c["args"].update(save_every=[1]),
     "a switch that is a number": lambda c: c["args"].update(align=1),
+    "a folder that is a tensor": lambda c: c["args"].update(log_dir=torch.zeros(3)),
+    "a command of tensors": lambda c: c["state"].update(commands=[[torch.zeros(3)]]),
 }
 
 

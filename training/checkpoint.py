@@ -47,7 +47,14 @@ def load_checkpoint(path, *parts):
         raise UserError(
             f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give {'a last.pt' if parts else 'a last.pt or best.pt'} that a train command wrote"
         )
+    if not all(is_plain(value) for part in ("model", "args") for value in checkpoint[part].values()):
+        raise UserError(f"{path}: a setting in it is neither a number nor a text; use another copy")
     return checkpoint
+
+
+def is_plain(value):
+    """Whether a setting is a number, a text, none, or a list of such."""
+    return isinstance(value, (bool, int, float, str, type(None))) or isinstance(value, (list, tuple)) and all(map(is_plain, value))
 
 
 def read_archive(path):
@@ -239,6 +246,8 @@ def check_state(state):
         raise TypeError("its history or its sums hold something that is no number")
     if len({tuple(row) for row in state["history"]}) > 1 or len(state["history"]) != state["epoch"]:
         raise ValueError("its history is not a row an epoch")
+    if not all(isinstance(command, list) and all(isinstance(word, str) for word in command) for command in state["commands"]):
+        raise TypeError("its commands are no lists of words")
     return state
 
 
