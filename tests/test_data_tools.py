@@ -124,9 +124,9 @@ def test_packed_batches_equal_the_folder_layouts(folders, packed, cond):
         assert len(found) == 5
         for (frames, rows), (wanted, wanted_rows) in zip(found, expected):
             assert torch.equal(frames, wanted) and torch.equal(rows, wanted_rows)
-            assert frames.dtype == torch.uint8 and rows.dtype == torch.float32
         in_order = [batch for batch, _ in loading.make_loader(data, num_workers, CPU, batch_size=4)]
         assert [len(frames) for frames, _ in in_order] == [4, 4, 3]
+        assert all(frames.dtype == torch.uint8 and rows.dtype == torch.float32 for frames, rows in in_order)
         assert torch.equal(in_order[2][0][2], here[10][0])
     assert [data.name(i) for i in range(11)] == [here.name(i) for i in range(11)]
     for a, b in zip(data.cond_stats(), here.cond_stats()):
