@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import MNIST
 from torchvision.transforms.functional import resize
 
-from utils import UserError, locked
+from utils import UserError, first_line, locked
 
 SIZE, DIGIT, FASTEST = 64, 32, 4  # pixels of a frame, of a digit, and of its way from frame to frame
 LAST = SIZE - DIGIT  # the greatest coordinate of a digit's corner
@@ -46,7 +46,7 @@ class MovingMNIST(Dataset):
                 with locked(root, seconds=3600):
                     self.digits = self.read(download=True)
             except UNREADABLE as error:
-                what = f"{root}/MNIST/raw: MNIST is not complete there and cannot be downloaded ({error!r:.100})"
+                what = f"{root}/MNIST/raw: MNIST is not complete there and cannot be downloaded ({first_line(error)})"
                 raise UserError(f"{what}; put its four idx files there") from None
         self.n_clips = n_clips or CLIPS[split]
 

@@ -65,6 +65,11 @@ def run_command(main):
             worker.kill()
 
 
+def first_line(error):
+    """The first line of what an error says, or the error's kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def full_memory(error):
     """Whose memory an exception says is full ("the GPU's", "the computer's"), or None if it says something else."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -85,6 +85,17 @@ def test_the_optimiser_is_the_one_of_the_flags(name, rule, betas):
     assert type(optimizer) is rule and optimizer.defaults["lr"] == 0.03 and optimizer.defaults.items() >= betas.items()
 
 
+@pytest.mark.parametrize("error, said", [(MemoryError(), "MemoryError"), (ValueError("hierarchy 9\nand more"), "hierarchy 9")])
+def test_a_model_that_cannot_be_made_is_one_line(error, said):
+    """Also where the error has no words, as Python's own of a full memory."""
+
+    def fail():
+        raise error
+
+    with pytest.raises(utils.UserError, match=rf"cannot be made \({said}\); change its options"):
+        optim.build_models(fail, argparse.Namespace(seed=1), DEVICE)
+
+
 def test_the_average_has_weights_of_its_own():
     args = argparse.Namespace(seed=1, init_from=None, resume=None, ema=0.9, compile=None)
     model, average = optim.build_models(lambda: torch.nn.Linear(2, 2), args, DEVICE)

@@ -13,7 +13,7 @@ import torch
 
 from models import MODELS, build
 from training import distributed, schedules
-from utils import UserError, writing
+from utils import UserError, first_line, writing
 
 # What a run's state holds beside the weights: where it stands, the running sums of its epoch, and what it has been through.
 NEW_STATE = {"epoch": 0, "step": 0, "sums": {}, "seconds": 0.0, "best_psnr": -1.0, "history": [], "bad_clips": [], "commands": []}
@@ -28,7 +28,7 @@ def save_checkpoint(path, checkpoint):
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(str(error).splitlines()[0]) from None
+            raise OSError(first_line(error)) from None
         file.flush()
         os.fsync(file.fileno())
 
@@ -136,7 +136,7 @@ def explained(path, what):
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"{path}: {what} ({str(error).splitlines()[0]}); was it written by another version?"
+            f"{path}: {what} ({first_line(error)}); was it written by another version?"
         ) from None
 
 

@@ -6,7 +6,7 @@ import torch
 
 from training import distributed
 from training.checkpoint import load_weights
-from utils import UserError, seed_everything
+from utils import UserError, first_line, seed_everything
 
 
 class Objective(torch.nn.Module):
@@ -66,7 +66,7 @@ def build_models(make_model, args, device):
         model = make_model()
     except (RuntimeError, MemoryError, ValueError) as error:
         raise UserError(
-            f"the model cannot be made ({str(error).splitlines()[0][:80]}); change its options (--help: model)"
+            f"the model cannot be made ({first_line(error)[:80]}); change its options (--help: model)"
         ) from None
     if args.init_from and not args.resume:
         load_weights(model, args.init_from, args.init_drawn)

@@ -20,7 +20,7 @@ import numpy as np
 from cli import Parser, natural, positive
 from scripts.data.conversion import Part, add_flags, convert
 from scripts.data.videos import add_cutting, cut, find_ffmpeg, read_video, settings_of, side_by_side, with_actions
-from utils import UserError, run_command
+from utils import UserError, first_line, run_command
 
 try:
     import pyarrow
@@ -36,7 +36,7 @@ def read_parquet(read, path, **kwargs):
     try:
         return read(path, **kwargs)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:100]}); fetch it again") from None
+        raise UserError(f"{path}: not a readable Parquet file ({first_line(error)[:100]}); fetch it again") from None
 
 
 def read_info(path):
