@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+sys.path.append(str(Path(__file__).parent))  # as pytest does: the cases use what tests have written
 from tests import fuzz_cases, fuzz_readers
 from tests.conftest import write_clips
 

@@ -16,10 +16,12 @@ import zlib
 import numpy as np
 import torch
 from PIL import Image
+from test_data_tools import frame_record
 
 CLIP = "data/train/traj_0_to_255/0"
 TINY = "--width 2 --g_dim 4 --z_dim 2 --rnn_size 4 --n_future 2 --batch_size 2 --num_workers 0 --device cpu"
 TRAIN = f"{TINY} --epoch_size 1 --niter 1 --no-random_start"
+GENERATE = "--n_samples 1 --n_show 1 --num_workers 0 --device cpu".split()
 TOKENS = ["", "nan", "inf", "-1", "0", "1e999", "#", ",", "x", "\n", "0x10", "1_0", "\x00", "1,2,3", '"', "é"]
 
 
@@ -117,7 +119,7 @@ def fuzz_checkpoint(rng, work):
     if rng.random() < 0.5:
         return ["train_fixed_prior.py", "--resume", work / "run", "--niter", 2], check
     flags = ["--model_path", path, "--data_root", work / "data", "--log_dir", work / "out"]
-    return ["generate.py", *flags, *"--n_samples 1 --n_show 1 --num_workers 0 --device cpu".split()], check
+    return ["generate.py", *flags, *GENERATE], check
 
 
 def fuzz_packed(rng, work):
@@ -162,7 +164,7 @@ def fuzz_tfrecord(rng, work):
     source, name = work / "records/softmotion30_44k", "traj_0_to_1.tfrecords"
     for split in ("train", "test"):
         (source / split).mkdir(parents=True)
-        (source / split / name).write_bytes(b"".join(tfrecord(rng.randbytes(rng.randrange(4, 200))) for _ in range(2)))
+        (source / split / name).write_bytes(b"".join(frame_record(rng.randbytes(rng.randrange(4, 200))) for _ in range(2)))
     path = source / "train" / name
     path.write_bytes(mutate(rng, path.read_bytes()))
     skip = ["--skip_bad"] if rng.random() < 0.5 else []
@@ -208,22 +210,6 @@ def fuzz_flags(rng, work):
 
 def train(work):
     return ["train_fixed_prior.py", *TRAIN.split(), "--data_root", work / "data", "--log_dir", work / "new"]
-
-
-def tfrecord(body):
-    """A record of a TFRecord file with the checksums that its specification wants (CRC-32C, rotated and moved)."""
-
-    def masked(data):
-        crc = 0xFFFFFFFF
-        for byte in data:
-            crc ^= byte
-            for _ in range(8):
-                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        crc ^= 0xFFFFFFFF
-        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-    length = struct.pack("<Q", len(body))
-    return length + masked(length) + body + masked(body)
 
 
 def valid_png(data, side=64):

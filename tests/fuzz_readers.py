@@ -4,24 +4,18 @@ import importlib.util
 import json
 import shutil
 import struct
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-
-sys.path.append(str(Path(__file__).parent))  # as pytest does, for the modules below
-from fuzz_cases import TINY, TOKENS, mutate, valid_png
 from test_data_tools import frame_record, make_record
 from test_import import networks, pose_file, save
 from test_readers import save_npz, write_lerobot
 from test_videos import moving, write_pictures
 
 from scripts.data.make_dancer import write_split
-
-GENERATE = "--n_samples 1 --n_show 1 --num_workers 0 --device cpu".split()
+from tests.fuzz_cases import GENERATE, TINY, TOKENS, mutate, valid_png
 
 
 def write_idx(path, array):
@@ -89,7 +83,7 @@ def fuzz_mnist(rng, work):
         n, h, w = struct.unpack(">3I", data[4:16])
         return data[:4] == bytes((0, 0, 8, 3)) and len(data) == 16 + n * h * w and n > 55_000
 
-    flags = [word for word in TINY.replace("--n_future 2", "--n_future 1 --n_eval 6").split()]
+    flags = TINY.replace("--n_future 2", "--n_future 1 --n_eval 6").split()
     return ["train_fixed_prior.py", "--data_root", work / "mnist", "--log_dir", work / "new", *flags, "--epoch_size", 1, "--niter", 1], check
 
 
