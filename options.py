@@ -148,7 +148,7 @@ def add_training(parser, model, add_kl_schedule):
     add = parser.group("run")
     weights = "begin with the weights of this checkpoint, or of the best.pt of this folder; the model must be the same"
     add("--init_from --ckpt --ckpt_path --model_dir", None, weights, metavar="CKPT")
-    add("--init_drawn", [], "networks that --init_from leaves as drawn by --seed, as posterior and prior", nargs="+", metavar="NETWORK")
+    add("--init_drawn", [], "parts that --init_from leaves as drawn by --seed, as prior or '*.scale'", nargs="+", metavar="PART")
     add("--log_dir --save_root", None, "run directory (default: runs/COMMAND-DATE-TIME)")
     add("--resume", None, "go on with this run; flags given beside it replace the run's", metavar="DIR")
     add("--niter --num_epoch", 100, "epochs", count)

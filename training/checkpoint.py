@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -164,24 +165,25 @@ def rebuild(path, checkpoint, device):
 def load_weights(model, path, drawn=()):
     """--init_from: a checkpoint's weights, its standardisation of conditions included, into a model of the same shapes.
 
-    The networks named in `drawn` keep the weights that they have, whatever the checkpoint has.
+    Parts whose names match one of `drawn`, as "prior", "frame_predictor.embed" or "*.scale", keep the weights that they have.
     """
     path = Path(path)
     path = path / "best.pt" if path.is_dir() else path
-    names = [name for name, _ in model.named_children()]
-    for name in drawn:
-        if name not in names:
-            raise UserError(f"--init_drawn {name}: no network of this model; it has {', '.join(names)}")
-    kept = lambda state: {name: x for name, x in state.items() if name.split(".")[0] not in drawn}
-    theirs, own = kept(load_checkpoint(path)["state_dict"]), kept(model.state_dict())
+    matches = lambda name, part: fnmatch(name, part) or fnmatch(name, f"{part}.*")
+    theirs, own = load_checkpoint(path)["state_dict"], model.state_dict()
+    for part in drawn:
+        if not any(matches(name, part) for name in [*own, *theirs]):
+            networks = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"--init_drawn {part}: no part of this model; its networks are {networks}")
+    theirs, own = [{name: x for name, x in state.items() if not any(matches(name, part) for part in drawn)} for state in (theirs, own)]
     shape = lambda state, name: tuple(state[name].shape) if name in state else "missing"
     with explained(path, "its weights cannot be read"):
         for name in [*own, *theirs]:
             if shape(theirs, name) != shape(own, name):
                 found = f"{name} is {shape(theirs, name)} there, {shape(own, name)} here"
-                network = name.split(".")[0]
-                drawn_too = f", or --init_drawn {network}" * (network in names)
-                raise UserError(f"--init_from {path}: {found}; give the model's flags that it was trained with{drawn_too}")
+                raise UserError(
+                    f"--init_from {path}: {found}; give the model's flags that it was trained with, or --init_drawn {name.split('.')[0]}"
+                )
         model.load_state_dict(theirs, strict=False)
 
 
