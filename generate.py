@@ -20,7 +20,7 @@ import unseen
 import visualize
 import what_if
 from loading import batches, make_loader
-from training.checkpoint import load_checkpoint, load_model, rebuild
+from training.checkpoint import checkpoint_of, load_checkpoint, load_model, rebuild
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
 PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)|frames_\d+"  # of `score` and unseen.py
@@ -79,20 +79,21 @@ def get_parser():
 
 def main():
     args = get_parser().parse_args()
-    if (args.what_if or args.actions) and not args.n_show:
+    planned = bool(args.what_if or args.actions)
+    if planned and not args.n_show:
         raise UserError("--n_show 0: leaves --what_if nothing to picture; give a number of clips")
-    if len(args.model_path) > 1 and (args.what_if or args.actions):
+    if planned and len(args.model_path) > 1:
         raise UserError("--model_path: several are scored into one curve; give one with --what_if and --actions")
     for flag in ("lpips_weights", "i3d_weights", "fvd_frames"):
         if getattr(args, flag) and not args.perceptual:
             raise UserError(f"--{flag}: belongs to --perceptual; give it too")
-    if args.perceptual and (len(args.model_path) > 1 or args.what_if or args.actions):
+    if args.perceptual and (planned or len(args.model_path) > 1):
         raise UserError("--perceptual: scores one checkpoint; give one --model_path, and leave out --what_if and --actions")
-    args.n_samples = args.n_samples or (1 if args.what_if or args.actions else 10)
+    args.n_samples = args.n_samples or (1 if planned else 10)
     if args.video == "mp4":
         visualize.require_mp4()
     device, precision = choose_machine(args)
-    paths = [path / "best.pt" if (path := Path(name)).is_dir() else path for name in args.model_path]
+    paths = [checkpoint_of(path) for path in args.model_path]
     args.model_path = str(paths[0])
     model, trained = load_model(paths[0], device)
     size = dataset.size_of(vars(args))
@@ -120,7 +121,7 @@ def main():
     with autocast(device, precision):
         if len(paths) > 1:
             score_series(args, paths, data, protocol, out)
-        elif args.what_if or args.actions:
+        elif planned:
             show_what_if(args, model, data, protocol, out)
         else:
             score(args, model, data, protocol, out, judge)
@@ -251,7 +252,7 @@ def show(args, model, data, shown, out):
     _, pictures = evaluate(args, model, data, shown, args.n_samples)
     for k, picture in zip(shown, pictures):
         visualize.save_video(out / f"sample_{k}.{args.video}", [picture], model.n_past, scale=3)
-        visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), model.n_past, every=-(-data.n_frames // 32))
+        visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), model.n_past)
     visualize.save_video(out / f"samples.{args.video}", pictures, model.n_past, [f"clip {k}" for k in shown])
 
 

@@ -127,7 +127,9 @@ class PackedLoader:
     def fetch(self, keys):
         """As `collate`: the batch, and no errors (one raises, and reaches the caller in its own words)."""
         batch = self.dataset.batch(keys)
-        return [x.pin_memory() for x in batch] if self.pin_memory else batch, []
+        if self.pin_memory:
+            batch = [x.pin_memory() for x in batch]
+        return batch, []
 
     def __iter__(self):
         if not self.num_workers:
@@ -164,7 +166,7 @@ def prefetch(loader, device):
     """The loader's items, tensors on the device; a GPU receives one while it computes on the one before."""
     if device.type != "cuda":
         for batch, errors in guarded(loader):
-            yield batch and [x.to(device) for x in batch], errors
+            yield (batch and [x.to(device) for x in batch]), errors
         return
     copying, ahead = torch.cuda.Stream(device), deque()
 
@@ -202,12 +204,13 @@ def batches(loader, device, skip=None, refill=False):
     the batch's other clips, or else the data set's first good one, are repeated in its place: BatchNorm needs two clips, and a
     compiled network the same number.
     """
-    any_good, error = False, None
+    any_good, last_error = False, None
     for batch, errors in prefetch(loader, device):
         for error in errors:
             if skip is None:
                 raise error
             skip(error)
+            last_error = error
         n_wanted = len(errors) + (len(batch[0]) if batch else 0)
         if refill and not batch:
             batch = [x.to(device) for x in first_good(loader.dataset, errors[0])]
@@ -219,8 +222,8 @@ def batches(loader, device, skip=None, refill=False):
             frames, cond = frames[again], cond[again]
         any_good = True
         yield to_float(frames), to_float(cond) if cond.dtype == torch.uint8 else cond
-    if error and not any_good:
-        raise error
+    if last_error and not any_good:
+        raise last_error
 
 
 def to_float(images):

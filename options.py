@@ -214,8 +214,7 @@ def parse_training(parser, argv=None):
         args = resumed(parser, argv, args)
     elif not args.log_dir:
         args.log_dir = f"runs/{Path(parser.prog).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    n_eval = args.n_eval or args.n_past + 1
-    if n_eval <= args.n_past:
+    if args.n_eval and args.n_eval <= args.n_past:
         raise UserError(f"--n_eval {args.n_eval}: counts the given frames too; it must exceed --n_past {args.n_past}")
     if (args.frame_H is None) != (args.frame_W is None):
         raise UserError("--frame_H, --frame_W: give both, or neither")

@@ -105,8 +105,7 @@ def save(args, out, k, n_past, past, cond, mean, futures):
         deviation = spread(futures)
         picture["spread"] = heat(torch.cat([deviation.new_zeros(n_past, *deviation.shape[1:]), deviation]))
     visualize.save_video(out / f"sample_{k}.{args.video}", [visualize.thin(picture)], n_past, scale=3)
-    every = -(-len(picture["sample 1"]) // 32)
-    visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), n_past, every=every)
+    visualize.save_grid(out / f"sample_{k}.png", list(picture.items()), n_past)
     folder = out / f"frames_{k}"
     make_folder(folder)
     for t, frame in enumerate(picture["sample 1"]):

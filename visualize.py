@@ -163,9 +163,9 @@ def require_mp4():
 
 
 @_or_warn
-def save_grid(path, rows, n_past, scale=1, every=1):
-    """Write a frame grid: rows is a list of (label, frames (T, H, W, 3) uint8); time runs to the right."""
-    times = range(0, len(rows[0][1]), every)
+def save_grid(path, rows, n_past, scale=1, most=32):
+    """Write a frame grid: rows is a list of (label, frames (T, H, W, 3) uint8); time runs to the right, `most` frames at most."""
+    times = range(0, len(rows[0][1]), -(-len(rows[0][1]) // most))
     tiles = [[_tile(frames[t], _colour(label, t, n_past), scale) for t in times] for label, frames in rows]
     page = _sheet(tiles, [label for label, _ in rows], [f"t={t}" if t == 0 else str(t) for t in times])
     with writing(path) as temporary:

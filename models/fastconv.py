@@ -1,4 +1,4 @@
-"""The convolutions of models/vgg.py in fewer operations. The sums stay the same; nothing else knows how.
+"""The networks' convolutions in fewer operations. The sums stay the same; nothing else knows how.
 
     SplitConv       conv(cat[upsample(u), s]) as conv_u(upsample(u)) + conv_s(s): s's part serves all steps that share s;
                     SplitConvTranspose for dcgan

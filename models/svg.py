@@ -68,7 +68,7 @@ class SVG(nn.Module):
         if o.hierarchy > 1 and o.backbone != "vgg":
             raise ValueError(f"hierarchy {o.hierarchy} reads what vgg pools, and the backbone is {o.backbone}")
         self.config = {"name": "svg", **asdict(o)}  # what rebuilds this model from a checkpoint
-        self.n_past, self.z_dim = o.n_past, o.z_dim
+        self.n_past = o.n_past
         self.last_frame_skip, self.skip_frame = o.last_frame_skip, o.skip_frame
         self.classic_feedback, self.cond_frame = o.classic_feedback, o.cond_frame
         self.is_predicting = False
@@ -90,8 +90,10 @@ class SVG(nn.Module):
         self.levels = nn.ModuleList([Level(n, n_z, prior == "learned") for n in channels])
         self.levels.apply(init_weights)
         self.aligner = Aligner(o.g_dim) if o.align else None
-        for network in {"none": (), "decoder": (self.decoder,), "encoder": (self.encoder, self.decoder)}[o.cond_conv]:
-            modulate(network, cond_dim)
+        if o.cond_conv == "encoder":
+            modulate(self.encoder, cond_dim)
+        if o.cond_conv != "none":
+            modulate(self.decoder, cond_dim)
 
     def set_cond_stats(self, mean, std):
         """Standardise conditions by the training set's mean and standard deviation (D,); a constant one stays as it is."""
@@ -167,8 +169,9 @@ class SVG(nn.Module):
         if source is None:
             source, own = self.encode(now.frame, c, range(int(self.last_frame_skip)))
             terms = own or terms
-        g, p, state = self.transition(source, c, q and q[0], eps[0], now.state)
-        x, finer = self.decode(g, c, terms, source, q and q[1:], eps[1:])
+        q_coarse, q_finer = (q[0], q[1:]) if q else (None, None)
+        g, p, state = self.transition(source, c, q_coarse, eps[0], now.state)
+        x, finer = self.decode(g, c, terms, source, q_finer, eps[1:])
         return x, [p, *finer], Rollout(state, terms[-1:], None, x[-1:])
 
     def skip_index(self, i):
@@ -189,7 +192,9 @@ class SVG(nn.Module):
         x, c = frames.transpose(0, 1), self.standardise(cond)
         n_steps = len(x) - 1
         n_given = min(self.n_past, n_steps)
-        n_known = n_steps if teacher_forcing else 1 if self.classic_feedback else n_given  # steps whose source frame is true
+        n_known = 1 if self.classic_feedback else n_given  # steps whose source frame is true
+        if teacher_forcing:
+            n_known = n_steps
         pasted = [self.skip_index(i) for i in range(1, max(n_known, n_given) + 1)]
         with summed_once(self):
             true, terms = self.encode(x, c, range(max(pasted) + 1))
@@ -198,13 +203,15 @@ class SVG(nn.Module):
             now = Rollout((None, None), [], true.at(slice(n_known)))
             predicted, p = [], []
             for at in [slice(n_known), *(slice(i, i + 1) for i in range(n_known, n_steps))]:
-                now = now._replace(terms=[terms[j] for j in pasted[at]] or now.terms)
+                now = now._replace(terms=[terms[j] for j in pasted[at]] or now.terms)  # after the given frames, the last again
                 x_hat, p_at, now = self.advance(now, c[at], [q_l.at(at) for q_l in q], [e[at] for e in eps])
                 predicted.append(x_hat)
                 p.append(p_at)
         klds = [kl.sum((0, 2)).mean() for kl in divergences(q, p)]
         losses = {"mse": (torch.cat(predicted) - x[1:]).square().flatten(1).mean(1).sum(), "kld": sum(klds)}
-        return losses | ({f"kld_{n}": kld for n, kld in enumerate(klds, 1)} if self.levels else {})
+        if self.levels:
+            losses |= {f"kld_{n}": kld for n, kld in enumerate(klds, 1)}
+        return losses
 
     # Prediction.
 
@@ -257,7 +264,7 @@ class SVG(nn.Module):
         c = self.standardise(cond)
         eps = draw_noise(n_samples, len(past), n_steps, self.latent_shapes, generator, past)
         now = self.begin(past, c[:n_past], eps, n_samples)
-        predicted, p = past.new_empty(n_future, *now.source.h.shape[1:2], *past.shape[2:]), []
+        predicted, p = past.new_empty(n_future, n_samples * len(past), *past.shape[2:]), []
         for i in range(n_past, n_past + n_future):
             at = slice(i - 1, i)
             # c repeated here: a slice begins anywhere in memory, which may change the last bits, and session.py has none.

@@ -40,7 +40,7 @@ def test_steps(trained):
 @pytest.mark.parametrize("damage", ["later", "cut off", "other", "missing"])
 def test_steps_that_a_killed_process_left(trained, tmp_path, capsys, damage):
     """Those after the step that a run goes on from are dropped, and so is half a row."""
-    log = runlog.RunLog(tmp_path, type("Args", (), {"log_every": 1, "tensorboard": False}), quiet=False)
+    log = runlog.RunLog(tmp_path, type("Args", (), {"log_every": 1, "tensorboard": False}), quiet=False, first_epoch=1)
     whole = (trained["learned"] / "steps.csv").read_text()
     lines = whole.splitlines(keepends=True)
     text = {"later": whole, "cut off": "".join(lines[:3]) + "2,1,0.1", "other": "a,b\n1,x\n", "missing": None}[damage]

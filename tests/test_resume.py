@@ -93,7 +93,7 @@ def test_signal_saves_and_resume_ends_alike(tiny_data, undisturbed, tmp_path, nu
     send(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number and f"go on with --resume {folder}" in error, error
-    assert "Traceback" not in error and error.count("saving after this step") == 1, "workers keep still"
+    assert "Traceback" not in error and error.count("stopping with all saved") == 1, "workers keep still"
     assert state_of(folder)["epoch"] in (1, 2)
     result = run(COMMAND, "--resume", folder)
     assert result.returncode == 0, result.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dataset import digits_of, size_of
 from models import MODELS, build
 from training import distributed, schedules
 from utils import UserError, first_line, writing
@@ -32,6 +33,12 @@ def save_checkpoint(path, checkpoint):
             raise OSError(first_line(error)) from None
         file.flush()
         os.fsync(file.fileno())
+
+
+def checkpoint_of(path):
+    """The path of a checkpoint, or of a run's folder for its best.pt."""
+    path = Path(path)
+    return path / "best.pt" if path.is_dir() else path
 
 
 def load_checkpoint(path, *parts):
@@ -167,15 +174,15 @@ def load_weights(model, path, drawn=()):
 
     Parts whose names match one of `drawn`, as "prior", "frame_predictor.embed" or "*.scale", keep the weights that they have.
     """
-    path = Path(path)
-    path = path / "best.pt" if path.is_dir() else path
+    path = checkpoint_of(path)
     matches = lambda name, part: fnmatch(name, part) or fnmatch(name, f"{part}.*")
     theirs, own = load_checkpoint(path)["state_dict"], model.state_dict()
     for part in drawn:
         if not any(matches(name, part) for name in [*own, *theirs]):
             networks = ", ".join(name for name, _ in model.named_children())
             raise UserError(f"--init_drawn {part}: no part of this model; its networks are {networks}")
-    theirs, own = [{name: x for name, x in state.items() if not any(matches(name, part) for part in drawn)} for state in (theirs, own)]
+    kept = lambda state: {name: x for name, x in state.items() if not any(matches(name, part) for part in drawn)}
+    theirs, own = kept(theirs), kept(own)
     shape = lambda state, name: tuple(state[name].shape) if name in state else "missing"
     with explained(path, "its weights cannot be read"):
         for name in [*own, *theirs]:
@@ -187,8 +194,8 @@ def load_weights(model, path, drawn=()):
         model.load_state_dict(theirs, strict=False)
 
 
-def plain(args):
-    """args as a dict of plain values."""
+def settings(args):
+    """args as a dict, less what only this command is about."""
     return {k: v for k, v in vars(args).items() if k not in ("resume", "resumed")}
 
 
@@ -211,10 +218,14 @@ def resume(run, model, eval_model, optimizer, args, val_set, n_steps):
             state["bad_clips"] = []  # rank 0's alone were saved
         frames = old.n_eval or old.n_past + old.n_future
         root = lambda a: Path(a.data_root).resolve()
-        digits = lambda a: (getattr(a, "num_digits", 2), getattr(a, "deterministic", False))
-        changed = [f"--data_root {old.data_root} -> {args.data_root}"] * (root(old) != root(args))
-        changed += ["other digits"] * (digits(old) != digits(args))
-        changed += [f"clips of {frames} -> {val_set.n_frames} frames"] * (frames != val_set.n_frames)
+        made = lambda a: (digits_of(vars(a)), size_of(vars(a)))
+        changed = []
+        if root(old) != root(args):
+            changed.append(f"--data_root {old.data_root} -> {args.data_root}")
+        if made(old) != made(args):
+            changed.append("other digits, or frames of another size")
+        if frames != val_set.n_frames:
+            changed.append(f"clips of {frames} -> {val_set.n_frames} frames")
         if changed:  # another scale
             state["best_psnr"] = -1.0
             distributed.warn(f"validation changes ({', '.join(changed)}): best.pt begins anew")

@@ -79,9 +79,9 @@ def all_reduce_max(number):
 
 def all_gather(value):
     """The ranks' values (anything that pickles) in a list, on every rank."""
-    values = [None] * size()
     if size() == 1:
         return [value]
+    values = [None] * size()
     dist.all_gather_object(values, value)
     return values
 

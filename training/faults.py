@@ -34,7 +34,7 @@ class Stop:
             os._exit(128 + number)
         self.number = number
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{signal.Signals(number).name}: saving after this step; once more to end at once\n".encode())
+        os.write(2, f"\n{signal.Signals(number).name}: stopping with all saved; once more to end at once\n".encode())
 
     def __enter__(self):
         self.old = {number: signal.signal(number, self.receive) for number in SIGNALS}

@@ -12,19 +12,19 @@ from PIL import Image
 from tqdm import tqdm
 
 import visualize
-from training.checkpoint import plain
+from training.checkpoint import settings
 from utils import UserError, write_json, writing
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFTOVER = re.compile(r"\.(last\.pt|best\.pt|epoch_\d+\.pt|args\.json|log\.csv|steps\.csv|curves\.png|epoch_\d+\.\w+)\.\d+\.tmp\.\w+")
 
-WHOLE = ("epoch", "step", "teacher_forcing")  # columns of steps.csv that are no measurements
+WHOLE = ("epoch", "step", "teacher_forcing")  # columns of steps.csv that hold whole numbers
 
 
 class RunLog:
     """Rank 0's files and lines about a run; on the other ranks it is quiet."""
 
-    def __init__(self, run, args, quiet, first_epoch=1):
+    def __init__(self, run, args, quiet, first_epoch):
         self.run, self.args, self.quiet = run, args, quiet
         self.pending = []  # rows for steps.csv, whose numbers the device may still be computing
         self.board = open_tensorboard(run, first_epoch) if args.tensorboard and not quiet else None
@@ -37,7 +37,7 @@ class RunLog:
             if LEFTOVER.fullmatch(leftover.name):
                 leftover.unlink(missing_ok=True)
         parameters = sum(p.numel() for p in model.parameters())
-        facts = {"commands": commands, "args": plain(self.args), "model": model.config, "parameters": parameters}
+        facts = {"commands": commands, "args": settings(self.args), "model": model.config, "parameters": parameters}
         facts |= {"torch": torch.__version__, "commit": git_commit(), "code": code_hash()} | about
         write_json(self.run / "args.json", facts)
         where = f"{about['processes']} x {about['device'].split(':')[0]}, {about['precision']}"
@@ -51,7 +51,7 @@ class RunLog:
         self.write_rows("steps.csv", [row for row in read_steps(self.run) if place(row) <= (epoch, step)])
 
     def note_step(self, epoch, step, means, **more):
-        """A row for steps.csv, every --log_every steps: means by name, on the device."""
+        """A row for steps.csv, every --log_every steps; means are their names and a tensor on the device."""
         if not self.quiet and self.args.log_every and step % self.args.log_every == 0:
             self.pending.append((epoch, step, means, more))
 
@@ -64,10 +64,7 @@ class RunLog:
             rows.append({"epoch": epoch, "step": step} | dict(zip(names, values.tolist())) | more)
         path = self.run / "steps.csv"
         with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if not file.tell():
-                writer.writeheader()
-            writer.writerows(map(shown, rows))
+            write_csv(file, rows, header=not file.tell())
         self.pending = []
 
     def write_rows(self, name, rows):
@@ -75,9 +72,7 @@ class RunLog:
         if not rows:
             return (self.run / name).unlink(missing_ok=True)
         with writing(self.run / name) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(map(shown, rows))
+            write_csv(file, rows)
 
     def bar(self, batches, epoch, first, n_batches):
         """A progress bar over an epoch's batches."""
@@ -115,9 +110,13 @@ def ceiling(beta, history):
     return max(row["beta"] for row in history) if beta == "auto" else beta
 
 
-def shown(row):
-    """A row of numbers as a table shows it: six digits."""
-    return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+def write_csv(file, rows, header=True):
+    """Rows of numbers as CSV, with six digits."""
+    writer = csv.DictWriter(file, rows[0])
+    if header:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
 def read_steps(run):
@@ -125,8 +124,8 @@ def read_steps(run):
     try:
         with open(run / "steps.csv", newline="", encoding="utf-8") as file:
             text = file.read()
-        whole = text[: text.rfind("\n") + 1].splitlines()
-        return [{key: float(value) if key not in WHOLE else int(value) for key, value in row.items()} for row in csv.DictReader(whole)]
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return [{key: int(value) if key in WHOLE else float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, OSError):
@@ -137,10 +136,9 @@ def read_steps(run):
 def save_clips(path, pictures, n_past):
     """Write path.gif and path.png of clips {"truth", ..., "sample 1": frames (T, H, W, 3) uint8}."""
     names = [f"clip {i}" for i in range(len(pictures))]
-    length = len(pictures[0]["truth"])
     visualize.save_video(f"{path}.gif", [visualize.thin(clip) for clip in pictures], n_past, names)
     rows = [(f"{name} {label}", p[label]) for name, p in zip(names, pictures) for label in ("truth", "sample 1")]
-    visualize.save_grid(f"{path}.png", rows, n_past, every=-(-length // 32))
+    visualize.save_grid(f"{path}.png", rows, n_past)
 
 
 def describe(row, niter):

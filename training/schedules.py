@@ -23,7 +23,7 @@ def of_step(args, epoch, step, n_steps):
         cycles = {"none": 0, "monotonic": 1, "cyclical": args.kl_anneal_cycle}[args.kl_anneal]
         place = (epoch, args.niter) if args.kl_anneal_per == "epoch" else (t, total)
         weight = kl_weight(*place, cycles, args.kl_anneal_ratio, args.kl_anneal_start) if cycles else 1.0
-    # By default teacher forcing ends between half of the training and its last epoch (of 3 or more).
+    # By default teacher forcing falls from half of the training to its last epoch (of 3 or more).
     start = args.niter // 2 if args.tfr_start_decay_epoch is None else args.tfr_start_decay_epoch
     end = args.niter - 1 if args.tfr_end_decay_epoch is None else args.tfr_end_decay_epoch
     tfr = teacher_forcing_ratio(epoch, args.tfr, start, end, args.tfr_decay_step, args.tfr_lower_bound)

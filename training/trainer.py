@@ -74,6 +74,7 @@ class Trainer:
         self.bad_clips = faults.BadClips(self.state["bad_clips"], args.max_bad_clips)
         # On the device: the epoch's sums of the loss, what model.loss names and the KL weight; the first failed (step, loss).
         self.names = list(self.state["sums"])
+        # A new epoch's sums are one zero, which adds to however many there will be.
         self.sums = torch.tensor(list(self.state["sums"].values()) or 0.0, dtype=torch.float64, device=device)
         self.failure = torch.zeros(2, dtype=torch.float64, device=device)
         self.saved = time.monotonic()
@@ -153,10 +154,9 @@ class Trainer:
         state, args = self.state, self.args
         epoch = state["epoch"] + 1
         scheduled = schedules.of_step(args, state["epoch"], max(0, state["step"] - 1), self.sampler.n_batches)
-        frames = state["step"] * args.batch_size * self.train_set.n_frames
         row = dict.fromkeys(checkpoint.COLUMNS, "") | self.means()
         row |= {"epoch": epoch, "tfr": scheduled.tfr, "lr": scheduled.lr, "seconds": state["seconds"]}
-        row["frames_per_second"] = frames / state["seconds"]
+        row["frames_per_second"] = self.frames_per_second()
         if epoch % args.val_every == 0 or epoch == args.niter:
             self.save()  # a signal while clips are validated, or a kill, then loses no step
             scores = self.validate(epoch)
@@ -195,7 +195,7 @@ class Trainer:
             return {}
         parts, shown = zip(*distributed.all_gather((scores, pictures)))
         of_all = lambda row, metric: torch.cat([part[row][metric] for part in parts], 1).mean().item()
-        pictures = [p for clips in itertools.zip_longest(*shown) for p in clips if p][:N_SHOWN]
+        pictures = [p for clips in itertools.zip_longest(*shown) for p in clips if p][:N_SHOWN]  # in the order before `share`
         self.log.show_clips(epoch, pictures, self.model.n_past)
         found = {metric: of_all("sample", metric) for metric in ("psnr", "ssim")}
         found |= {"copy_last_psnr": of_all("copy_last", "psnr")}
@@ -211,9 +211,13 @@ class Trainer:
     def progress(self):
         """The words beside the progress bar."""
         self.check()
-        mean, n_frames = self.means(), self.state["step"] * self.args.batch_size * self.train_set.n_frames
+        mean = self.means()
         text = f"loss={mean['loss']:.4f} mse={mean['mse']:.4f} kld={mean['kld']:.2f}"
-        return f"{text} frames/s={n_frames / self.state['seconds']:.0f}"
+        return f"{text} frames/s={self.frames_per_second():.0f}"
+
+    def frames_per_second(self):
+        """The rate of the epoch so far."""
+        return self.state["step"] * self.args.batch_size * self.train_set.n_frames / self.state["seconds"]
 
     def save_is_due(self):
         """Whether --save_every asks for a checkpoint now, within the epoch."""
@@ -248,12 +252,13 @@ class Trainer:
                 f"epoch {state['epoch'] + 1}, step {state['step']}: weights or BatchNorm statistics are not finite, and"
                 f" {self.run}/{name} was left as it is; lower --lr"
             )
-        content = {"model": self.model.config, "args": checkpoint.plain(self.args)}
+        content = {"model": self.model.config, "args": checkpoint.settings(self.args)}
         content["state_dict"] = self.eval_model.state_dict()
         content["state"] = state | {"sums": dict(zip(self.names, self.sums.tolist())) if state["step"] else {}}
         if name == "last.pt":
             content["optimizer"] = self.optimizer.state_dict()
-            content |= {"training": self.model.state_dict()} if self.args.ema else {}
+            if self.args.ema:
+                content["training"] = self.model.state_dict()
         checkpoint.save_checkpoint(self.run / name, content)
 
 

@@ -107,7 +107,7 @@ def time_setting(setting, variants, rates, repeats):
 def reference_evaluation(model, frames, cond):
     """The classic evaluation of one sample: one step at a time, scikit-image's SSIM and NumPy's PSNR a frame."""
     truth, n_future = frames[:, 2:].cpu().numpy(), frames.shape[1] - 2
-    eps = torch.randn(n_future + 1, len(frames), model.z_dim, device=frames.device)
+    eps = torch.randn(n_future + 1, len(frames), model.config["z_dim"], device=frames.device)
     predicted = reference.predict(model, frames[:, :2], cond, n_future, eps).cpu().numpy()
     options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)
     for b, t in np.ndindex(truth.shape[:2]):
