@@ -106,7 +106,7 @@ def training_parser(description):
 
 
 def pose_parser(description):
-    """Options of train_pose.py. The defaults are the document's of its best run: no annealing, no teacher forcing."""
+    """Options of train_pose.py. The defaults are those of document 003's best run, less --fast_train: no annealing, no teacher forcing."""
     parser = Parser(description)
     add = parser.group("data")
     add("--data_root --DR", "data/dancer", "folder with train/train_img, train/train_label, val/val_img, ...")

@@ -2,7 +2,7 @@
 
 With h_j, skip_j = encoder(x_j), for i = 1 .. T-1:
 
-    z_i ~ q(z | x_1:i)  or  p(z | x_0:i-1)          posterior in training, prior in prediction
+    z_i ~ q(z | x_1:i)  or  p(z | x_0:i-1)          posterior where frame i is known, else prior
     g_i = frame_predictor([c_{i-1}, h_{i-1}, z_i])
     x^_i = decoder(g_i, skip of a given frame)
 
@@ -235,8 +235,8 @@ class SVG(nn.Module):
     def predict(self, past, cond, n_future, n_samples=1, generator=None):
         """Sample futures: past (B, n_past, C, H, W), cond (B, >= n_past + n_future - 1, D) -> (n_samples, B, n_future, C, H, W).
 
-        z_i ~ p, the source frame is predicted. generator: None, a torch.Generator, a list of B CPU generators, or "mean" (see
-        `draw_noise`).
+        z_i ~ p, the source frame is predicted; before frame n_past z_i ~ q, and it is true. generator: None, a torch.Generator,
+        a list of B CPU generators, or "mean" (see `draw_noise`).
         """
         with self.predicting():
             return self.rollout(past, cond, n_future, n_samples, generator)[0]
