@@ -62,7 +62,8 @@ def add_model(parser, model):
             add(f"--{field.name}", field.default, about["help"], action="store_true")
             continue
         bare = {"nargs": "?", "const": about["bare"]} if about["bare"] else {}
-        kind = {"choices": about["choices"], "type": field.type} if about["choices"] else {"type": number(field.type, about["low"], about["high"])}
+        in_range = field.type is not str and not about["choices"]
+        kind = {"choices": about["choices"], "type": number(field.type, about["low"], about["high"]) if in_range else field.type}
         default = None if about["of_data"] else field.default
         add(f"--{field.name} {OF_SVG.get(field.name, '')}", default, about["help"], **kind, **bare)
 

@@ -10,7 +10,7 @@ MOST = 2**31 - 1
 def option(default, help, low=1, high=MOST, choices=None, bare=None, of_data=False):
     """A field of a model's Config that is a flag too: declared once, it reaches `--help`, the model and the checkpoint.
 
-    Integers lie in low .. high, words in `choices`; `bare` is what the flag means without a value. A bool is a switch. Without
+    Numbers lie in low .. high, or in `choices`, as words may; `bare` is what the flag means without a value. A bool is a switch. Without
     a flag that is `of_data` a training takes what its data has.
     """
     return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, bare=bare, of_data=of_data))
@@ -22,8 +22,11 @@ def check_config(config):
         value, about = getattr(config, f.name), f.metadata
         if type(value) is not f.type:
             raise TypeError(f"its model has {f.name} {value!r}")
-        choices = about.get("choices") or ([value] if f.type is not int else range(about.get("low", 0), about.get("high", MOST) + 1))
-        if value not in choices:
+        if choices := about.get("choices"):
+            allowed = value in choices
+        else:
+            allowed = f.type in (bool, str) or about.get("low", 0) <= value <= about.get("high", MOST)
+        if not allowed:
             raise ValueError(f"its model has {f.name} {value!r}")
 
 

@@ -187,17 +187,25 @@ def test_compiled_networks(tiny_data, tmp_path, monkeypatch):
     assert len(compiled) > 8 and all(compiled)
 
 
-def test_a_model_may_have_a_float_among_its_settings(monkeypatch):
+def test_a_model_may_have_fractions_and_words_among_its_options(monkeypatch):
     @dataclasses.dataclass
     class Config:
-        dropout: float = option(0.5, "share of zeros")
+        dropout: float = option(0.5, "share of zeros", low=0, high=1)
+        teacher: str = option("", "a checkpoint")
 
-    mine = lambda dropout: dropout
+    mine = lambda dropout, teacher: (dropout, teacher)
     mine.Config = Config
     monkeypatch.setitem(models.MODELS, "mine", mine)
-    assert models.build({"name": "mine", "dropout": 0.1}) == 0.1
-    with pytest.raises(TypeError, match="dropout 1"):
-        models.build({"name": "mine", "dropout": 1})
+    assert models.build({"name": "mine", "dropout": 0.1, "teacher": "x"}) == (0.1, "x")
+    for wrong, kind in ((1, TypeError), (1.5, ValueError), (float("nan"), ValueError)):
+        with pytest.raises(kind, match="dropout"):
+            models.build({"name": "mine", "dropout": wrong, "teacher": "x"})
+    parser = options.Parser("test")
+    options.add_model(parser, mine)
+    args = parser.parse_args(["--dropout", "0.25", "--teacher", "runs/a/best.pt"])
+    assert (args.dropout, args.teacher) == (0.25, "runs/a/best.pt")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--dropout", "1.5"])
 
 
 def test_under_torchrun_each_process_has_its_gpu(monkeypatch):
