@@ -1,4 +1,8 @@
-"""The models, by the name that a checkpoint carries."""
+"""The models, by the name that a checkpoint carries.
+
+Another one is an entry here, with a dataclass `Config` of its options (models/config.py), `config` to rebuild it from, `n_past`,
+`loss` (a dict with "mse" and "kld"), `predict`, `reconstruct` and `predicting`, as SVG has them; and a command like train_pose.py.
+"""
 
 from models.config import check_config
 from models.pose_cvae import PoseCVAE
