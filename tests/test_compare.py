@@ -16,11 +16,12 @@ from scipy import stats
 from test_metrics import Repeater
 
 import metrics
+import utils
 import visualize
 import what_if
 from dataset import open_split
 from loading import to_float
-from scripts.measure import compare_runs, report, runs
+from scripts.measure import compare_runs, report, runs, study
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
 
@@ -347,6 +348,44 @@ def test_only_the_plan_makes_the_difference(tiny_data, kind):
     torch.testing.assert_close(videos["own"], videos["true actions"], atol=1e-4, rtol=0)
     assert torch.equal(videos["other"][:, :2], videos["truth"][:, :2])
     assert (videos["other"] - videos["own"]).abs().max() > 1e-3
+
+
+# The study of latents.
+
+
+def test_a_study_scores_anew_what_was_asked_otherwise(trained, tmp_path, monkeypatch, capsys):
+    """Other clips, more of them than there are, a damaged result; what is asked again is not computed again."""
+    folder, scored = tmp_path / "run", []
+    shutil.copytree(trained["fixed"], folder)
+
+    def generate(words, **kwargs):
+        asked = dict(zip(words[2::2], words[3::2]))
+        scored.append(n := int(asked["--n_clips"]))
+        found = {"protocol": {"clips": min(n or 5, 5)}}
+        for row, key, _ in study.COLUMNS.values():
+            found.setdefault(row, {})[key] = {"mean": 1.0, "ci95": None}
+        utils.write_json(Path(asked["--log_dir"]) / "metrics.json", found)
+        return SimpleNamespace(returncode=0)
+
+    def clips(*flags):
+        monkeypatch.setattr("sys.argv", ["study", str(folder), "--out", str(tmp_path / "out"), *map(str, flags)])
+        study.main()
+        return json.loads((tmp_path / "out/study.json").read_text())[0]["clips"]
+
+    monkeypatch.setattr(study.subprocess, "run", generate)
+    assert [clips("--n_clips", 2), clips(), clips(), clips("--n_clips", 9), clips("--n_clips", 9)] == [2, 5, 5, 5, 5]
+    assert scored == [2, 0, 9]
+    for damage in ("{", "[]", '{"protocol": {}}'):
+        (folder / "study/metrics.json").write_text(damage)
+        assert clips("--n_clips", 9) == 5
+    assert scored == [2, 0, 9, 9, 9, 9]
+    with pytest.raises(SystemExit, match="2"):
+        clips("--n_samples", 1)
+    assert "--n_samples: 1 is not in 2" in capsys.readouterr().err
+    monkeypatch.setattr(study.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stderr="\n"))
+    with pytest.raises(UserError, match="run: generate.py ended with status -9"):
+        clips()
+    assert not (folder / "study/asked.json").exists()
 
 
 # TensorBoard.
