@@ -181,9 +181,9 @@ def save_figure(figure, path):
     plt.close(figure)
 
 
-def _known(rows, key):
-    """Epochs and values of a column of the log, where it has one."""
-    points = [(row["epoch"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+def known(rows, key):
+    """Epochs and values of a column of the log, where it has one: a training keeps "" for none, read_log reads NaN."""
+    points = [(row["epoch"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and not np.isnan(row[key])]
     return zip(*points) if points else ((), ())
 
 
@@ -203,7 +203,7 @@ def plot_curves(path, history, beta, title, steps=()):
     marker, at = "o" if len(history) < 40 else None, _at_steps(steps)
 
     def line(axis, key, style, colour, label, **kwargs):
-        axis.plot(*_known(history, key), style, color=colour, label=label, marker=marker, ms=3, **kwargs)
+        axis.plot(*known(history, key), style, color=colour, label=label, marker=marker, ms=3, **kwargs)
 
     def of_steps(axis, key, colour):
         axis.plot(at, [row.get(key, np.nan) for row in steps], color=colour, alpha=0.25, lw=0.8, zorder=1)
@@ -223,7 +223,7 @@ def plot_curves(path, history, beta, title, steps=()):
         line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
     kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1
-    epochs, weights = (at, [row["beta"] for row in steps]) if steps else _known(history, "beta")
+    epochs, weights = (at, [row["beta"] for row in steps]) if steps else known(history, "beta")
     shares = [w / (beta or 1) for w in weights]
     schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="default" if steps else "steps-mid", label=f"KL weight / {beta:g}")
     line(schedule, "tfr", "--", "#D55E00", "teacher-forcing ratio", drawstyle="steps-mid")

@@ -1,6 +1,7 @@
 """steps.csv, the curves drawn again from a run's logs, weights kept by epoch and trainings that begin with weights."""
 
 import csv
+import json
 import shutil
 import sys
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 import utils
 import visualize
-from scripts.measure import curves
+from scripts.measure import curves, runs
 from training import runlog
 
 PLACE = ("epoch", "step")
@@ -37,21 +38,24 @@ def test_steps(trained):
         assert 0 < log["val_mse"] < 5 and log["val_kld"] > 0
 
 
-@pytest.mark.parametrize("damage", ["later", "cut off", "other", "missing"])
+@pytest.mark.parametrize("damage", ["later", "cut off", "semicolons", "other columns", "missing"])
 def test_steps_that_a_killed_process_left(trained, tmp_path, capsys, damage):
-    """Those after the step that a run goes on from are dropped, and so is half a row."""
+    """Those after the step that a run goes on from are dropped, and so is half a row. A file of another kind is kept aside."""
     log = runlog.RunLog(tmp_path, type("Args", (), {"log_every": 1, "tensorboard": False}), quiet=False, first_epoch=1)
     whole = (trained["learned"] / "steps.csv").read_text()
     lines = whole.splitlines(keepends=True)
-    text = {"later": whole, "cut off": "".join(lines[:3]) + "2,1,0.1", "other": "a,b\n1,x\n", "missing": None}[damage]
-    if text:
-        (tmp_path / "steps.csv").write_text(text)
-    log.keep_steps(1, 2)
+    other = {"semicolons": whole.replace(",", ";"), "other columns": "a,b\n1,2\n"}
+    text = (other | {"later": whole, "cut off": "".join(lines[:3]) + "2,1,0.1", "missing": None})[damage]
+    for name in ("steps.csv.damaged", "steps.csv.damaged1"):
+        if text:
+            (tmp_path / "steps.csv").write_text(text)
+        log.keep_steps(1, 2)
+        assert (damage in other) == (tmp_path / name).exists() and (damage not in other or (tmp_path / name).read_text() == text)
     if damage in ("later", "cut off"):
         assert [[row[k] for k in PLACE] for row in rows_of(tmp_path / "steps.csv")] == [[1, 1], [1, 2]]
     else:
         assert not (tmp_path / "steps.csv").exists()
-    assert ("damaged" in capsys.readouterr().err) == (damage == "other")
+    assert ("damaged" in capsys.readouterr().err) == (damage in other)
 
 
 def test_curves_show_cycles_within_an_epoch(tmp_path, monkeypatch):
@@ -79,11 +83,31 @@ def test_curves_again(trained, tmp_path, monkeypatch, form, n_lines):
         assert len(lines) == n_lines and all(line.get_xdata() == [2] for line in lines), "the second epoch alone"
 
 
+def test_curves_of_a_run_that_is_not_validated_in_each_epoch(tmp_path, monkeypatch):
+    """An empty cell, which read_log reads as NaN, does not break the line."""
+    figures = []
+    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: figures.append(figure))
+    (tmp_path / "log.csv").write_text("epoch,loss,psnr,beta\n" + "".join(f"{e},1,{'' if e % 5 else 20},1\n" for e in range(1, 61)))
+    visualize.plot_curves(tmp_path / "c.png", runs.read_log(tmp_path / "log.csv"), 1.0, "t")
+    assert figures[0].axes[0].lines[0].get_xdata().tolist() == [*range(5, 61, 5)]
+
+
 def test_curves_refuse(trained, tmp_path, monkeypatch, capsys):
+    bare = tmp_path / "bare"  # without what panels draws
+    shutil.copytree(trained["learned"], bare)
+    described = json.loads((bare / "args.json").read_text())
+    described["args"].pop("beta")
+    utils.write_json(bare / "args.json", described)
+    (bare / "log.csv").write_text("epoch,loss\n1,2\n")
+    monkeypatch.setattr(sys, "argv", ["curves", str(bare), "--form", "losses"])
+    curves.main()
+    assert (bare / "curves_losses.png").exists()
     for flags, word in (
         ([tmp_path], "not a run directory"),
         ([trained["learned"], "--epochs", "7:9"], "no epoch there to draw"),
         ([trained["learned"], "--epochs", "7"], "'7' is not a range of epochs"),
+        ([trained["learned"], "--out", tmp_path / "c.svg"], "c.svg: the picture is a PNG"),
+        ([bare], "has no beta"),
     ):
         monkeypatch.setattr(sys, "argv", ["curves", *map(str, flags)])
         with pytest.raises(SystemExit, match="2"):

@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import itertools
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFTOVER = re.compile(r"\.(last\.pt|best\.pt|epoch_\d+\.pt|args\.json|log\.csv|steps\.csv|curves\.png|epoch_\d+\.\w+)\.\d+\.tmp\.\w+")
 
 WHOLE = ("epoch", "step", "teacher_forcing")  # columns of steps.csv that hold whole numbers
+DAMAGED = ValueError, TypeError, OSError, csv.Error  # what parse_steps raises on another file
 
 
 class RunLog:
@@ -47,8 +50,14 @@ class RunLog:
         """Drop from steps.csv what came after a step: a run that goes on from there writes it again."""
         if self.quiet or not self.args.log_every:
             return
-        place = lambda row: (int(row["epoch"]), int(row["step"]))
-        self.write_rows("steps.csv", [row for row in read_steps(self.run) if place(row) <= (epoch, step)])
+        try:
+            rows = parse_steps(self.run)
+        except DAMAGED:
+            rows = []
+            aside = next(path for k in itertools.count() if not (path := self.run / f"steps.csv.damaged{k or ''}").exists())
+            os.replace(self.run / "steps.csv", aside)
+            print(f"warning: {self.run}/steps.csv: damaged; kept as {aside.name}, and begun anew", file=sys.stderr)
+        self.write_rows("steps.csv", [row for row in rows if (row["epoch"], row["step"]) <= (epoch, step)])
 
     def note_step(self, epoch, step, means, **more):
         """A row for steps.csv, every --log_every steps; means are their names and a tensor on the device."""
@@ -119,16 +128,25 @@ def write_csv(file, rows, header=True):
         writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
-def read_steps(run):
+def parse_steps(run):
     """The rows of a run's steps.csv as numbers, up to the first that a kill cut off; none where there is no such file."""
     try:
         with open(run / "steps.csv", newline="", encoding="utf-8") as file:
             text = file.read()
         lines = text[: text.rfind("\n") + 1].splitlines()
-        return [{key: int(value) if key in WHOLE else float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, OSError):
+    rows = [{key: int(value) if key in WHOLE else float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+    if rows and not {"epoch", "step", "beta"} <= rows[0].keys():
+        raise ValueError("it has other columns")
+    return rows
+
+
+def read_steps(run):
+    """`parse_steps`, or a warning and no rows where the file is damaged."""
+    try:
+        return parse_steps(run)
+    except DAMAGED:
         print(f"warning: {run}/steps.csv: damaged, and left out", file=sys.stderr)
         return []
 

@@ -7,7 +7,6 @@ alone; `losses`, the loss and its two terms; `single`, everything on one axis.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -46,10 +45,9 @@ def draw(path, history, form, title, log):
     right = left.twinx() if beside else None
     for axis, names, style in ((left, columns, "-"), (right, beside, "--")):
         for name, (colour, label) in names.items():
-            points = [(row["epoch"], row[name]) for row in history if not math.isnan(row[name])]
-            if not points:
+            x, y = visualize.known(history, name)
+            if not x:
                 continue
-            x, y = zip(*points)
             if name == "beta":
                 most = max(y) or 1
                 y, label = [v / most for v in y], f"{label} / {most:.3g}"
@@ -70,8 +68,10 @@ def main():
     add("--epochs", type=epochs, default=slice(None), metavar="A:B", help="epochs A to B - 1, counted from 0 (default: all)")
     add("--title", help="title (default: the run's name)")
     add("--log", action="store_true", help="a logarithmic axis for the losses; not of panels")
-    add("--out", type=Path, help="picture (default: RUN/curves_FORM.png)")
+    add("--out", type=Path, help="picture, a .png (default: RUN/curves_FORM.png)")
     args = parser.parse_args()
+    if args.out and args.out.suffix.lower() != ".png":
+        raise UserError(f"--out {args.out}: the picture is a PNG; let its name end in .png")
     run = Run(args.run)
     history = run.log[args.epochs]
     if not history:
@@ -80,7 +80,11 @@ def main():
     if args.form == "panels":
         shown = {row["epoch"] for row in history}
         steps = [row for row in read_steps(args.run) if row["epoch"] in shown]
-        visualize.plot_curves(path, history, ceiling(run.settings["beta"], history), title, steps)
+        try:
+            beta = ceiling(run.settings["beta"], history)
+        except KeyError:
+            raise UserError(f"{args.run}: args.json or log.csv has no beta, whose share panels draws; choose another --form") from None
+        visualize.plot_curves(path, history, beta, title, steps)
     else:
         draw(path, history, args.form, title, args.log)
     print(f"wrote {path}")
