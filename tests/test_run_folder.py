@@ -18,6 +18,7 @@ from kill_test import outcome, same
 
 import metrics
 import options
+import train_learned_prior
 from dataset import ClipDataset, PackedDataset
 from metrics import noise_generators
 from scripts.data.pack_dataset import pack
@@ -187,6 +188,30 @@ def test_a_signal_while_clips_are_validated(tiny_data, undisturbed, tmp_path, mo
     monkeypatch.setattr(metrics, "evaluate", evaluate)
     assert call(COMMAND, "--resume", tmp_path / "run")[0] == 0
     assert same(outcome(tmp_path / "run"), outcome(undisturbed))
+
+
+def test_what_a_kill_at_the_end_of_an_epoch_may_not_lose(one_epoch, tmp_path, monkeypatch):
+    """The epoch's own checkpoint, and its row in TensorBoard, are there before last.pt says that the epoch is over."""
+    run, seen, save = tmp_path / "run", [], trainer.checkpoint.save_checkpoint
+    shutil.copytree(one_epoch, run)
+
+    def watched(path, content):
+        if path.name == "last.pt" and content["state"]["epoch"] == 2:
+            seen.extend([(run / "epoch_0002.pt").exists(), any(run.glob("events*"))])
+        save(path, content)
+
+    monkeypatch.setattr(trainer.checkpoint, "save_checkpoint", watched)
+    write = runlog.write_tensorboard
+    monkeypatch.setattr(runlog, "write_tensorboard", lambda board, row, gif: seen.append(row["epoch"]) or write(board, row, gif))
+    assert call(COMMAND, "--resume", run, "--niter", 2, "--per_save", 1, "--tensorboard")[0] == 0
+    assert seen == [2, True, True]
+
+
+def test_a_finished_run_with_other_validation_clips_has_no_best_score(one_epoch, tmp_path, monkeypatch, capsys):
+    shutil.copytree(one_epoch, tmp_path / "run")
+    monkeypatch.setattr("sys.argv", [COMMAND, "--resume", str(tmp_path / "run"), "--n_eval", "3"])
+    assert train_learned_prior.main() == 0
+    assert "best.pt, log.csv" in capsys.readouterr().out
 
 
 def test_a_log_cut_off_by_a_kill_is_written_again(one_epoch, tmp_path):

@@ -46,8 +46,9 @@ def train(run, make_model, train_set, val_set, args, device, precision, stop):
                 at = f"epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}"
                 distributed.warn(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}")
                 return 128 + number
-        best = trainer.state["best_psnr"]
-        trainer.log.print(f"wrote {run}/last.pt, best.pt ({best:.2f} dB), log.csv, curves.png, gen/")
+        best = trainer.state["best_psnr"]  # negative where other validation clips began it anew, and no epoch was left
+        score = f" ({best:.2f} dB)" * (best >= 0)
+        trainer.log.print(f"wrote {run}/last.pt, best.pt{score}, log.csv, curves.png, gen/")
     return 0
 
 
@@ -168,11 +169,11 @@ class Trainer:
         if row["psnr"] != "" and row["psnr"] > state["best_psnr"]:
             state["best_psnr"] = row["psnr"]
             self.save("best.pt")
-        self.save()
         if args.per_save and epoch % args.per_save == 0:
             self.save(f"epoch_{epoch:04d}.pt")
-        self.log.write_history(state["history"], self.val_set.root.name)
         self.log.end_epoch(row)
+        self.save()  # the last: what a kill cuts off before it, a resumed run does again
+        self.log.write_history(state["history"], self.val_set.root.name)
         return self.stop.agreed() if epoch < args.niter else 0
 
     def validate(self, epoch):
