@@ -2,6 +2,7 @@
 new random direction and speed. Clips are made on the fly; there is no end of them.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ DEFAULTS = dict(n_past=5, n_future=10, n_eval=30, cond="none", backbone="dcgan",
 
 
 def is_moving_mnist(root):
-    """Whether --data_root means MNIST: a folder that holds torchvision's MNIST/raw, or that is called mnist."""
-    return (Path(root) / "MNIST").is_dir() or Path(root).name.lower() == "mnist"
+    """Whether --data_root means MNIST: a folder that holds torchvision's MNIST/raw, or is called mnist, and no splits of other data."""
+    root = Path(root)
+    has_splits = any((root / split).is_dir() for split in SPLITS)
+    return not has_splits and ((root / "MNIST").is_dir() or root.name.lower() == "mnist")
 
 
 class MovingMNIST(Dataset):
@@ -43,7 +46,7 @@ class MovingMNIST(Dataset):
             self.digits = self.read(download=False)
         except UNREADABLE:  # missing, damaged, or a download that broke off
             try:
-                with locked(root, seconds=3600):
+                with locked(root, seconds=3600), nothing_left_of(self.root / "MNIST/raw", self.root / "MNIST"):
                     self.digits = self.read(download=True)
             except UNREADABLE as error:
                 what = f"{root}/MNIST/raw: MNIST is not complete there and cannot be downloaded ({first_line(error)})"
@@ -74,6 +77,18 @@ class MovingMNIST(Dataset):
     def cond_stats(self):
         """Mean and standard deviation of no condition."""
         return torch.zeros(0), torch.zeros(0)
+
+
+@contextlib.contextmanager
+def nothing_left_of(*folders):
+    """Remove what inside made these folders and left empty, the innermost first: a failed download."""
+    absent = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in absent:
+            with contextlib.suppress(OSError):  # it holds something, or was not made
+                folder.rmdir()
 
 
 def trajectories(rng, n_frames, num_digits, deterministic=False):

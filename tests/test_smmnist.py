@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import struct
 
 import numpy as np
@@ -13,6 +14,7 @@ import options
 import smmnist
 from models import SVG
 from scripts.measure import prior_sigma
+from training.checkpoint import save_checkpoint
 from utils import UserError
 
 ROOT = REAL / "mnist"
@@ -92,11 +94,26 @@ def test_splits_have_digits_of_their_own():
 
 def test_missing_mnist_is_one_line(tmp_path, monkeypatch):
     def offline(self):
+        os.makedirs(self.raw_folder, exist_ok=True)
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     monkeypatch.setattr(smmnist.MNIST, "download", offline)
     with pytest.raises(UserError, match="mnist/MNIST/raw: MNIST is not complete there and cannot be downloaded .*put its four idx files there"):
         smmnist.MovingMNIST(tmp_path / "mnist", "train", 2)
+    assert not (tmp_path / "mnist/MNIST").exists(), "which would make it pass for MNIST"
+    (tmp_path / "other/MNIST/raw").mkdir(parents=True)
+    with pytest.raises(UserError, match="other/MNIST/raw: MNIST is not complete"):
+        smmnist.MovingMNIST(tmp_path / "other", "train", 2)
+    assert (tmp_path / "other/MNIST/raw").exists(), "it was there before"
+
+
+def test_other_data_in_a_folder_of_that_name(tmp_path):
+    (tmp_path / "mnist/MNIST/raw").mkdir(parents=True)
+    assert smmnist.is_moving_mnist(tmp_path / "mnist")
+    for split in smmnist.SPLITS:
+        (tmp_path / "mnist" / split).mkdir()
+        assert not smmnist.is_moving_mnist(tmp_path / "mnist")
+        (tmp_path / "mnist" / split).rmdir()
 
 
 @pytest.mark.parametrize("header, n", [((0, 0, 8, 3, 4, 2, 2), 16), ((0, 0, 8, 3, 55_001, 2, 2), 8), ((1, 0, 8, 3, 4, 2, 2), 16), ((0, 0, 7, 3, 4, 2, 2), 16), ((0, 0, 8, 1, 60_000), 60_000)])
@@ -161,6 +178,25 @@ def test_sigma_around_walls():
     assert found["used"] == {"after_wall": 3, "between": 1, "ratio": 3} and found["all"]["ratio"] == 4 / 3
     assert (found["nats_after_wall"], found["nats_between"]) == (4, 0.5)
     assert "used" not in prior_sigma.around_walls(sigma, 0 * nats, after_wall)
+
+
+def test_figure_6_is_of_the_motion_that_the_model_was_trained_on(tmp_path, monkeypatch):
+    """Its number of digits and how they bounce; a model of other frames is refused."""
+    told = []
+    (tmp_path / "MNIST").mkdir()
+    monkeypatch.setattr(smmnist.MovingMNIST, "read", lambda self, download: torch.zeros(9, 28, 28, dtype=torch.uint8))
+    monkeypatch.setattr(prior_sigma, "trajectories", lambda rng, n, **digits: told.append(digits) or smmnist.trajectories(rng, n, **digits))
+    trained = {"data_root": str(tmp_path), "cond": "none", "n_future": 5, "num_digits": 3, "deterministic": True}
+    for channels in (1, 3):
+        model = SVG(0, width=4, g_dim=8, z_dim=3, rnn_size=8, backbone="dcgan", channels=channels)
+        save_checkpoint(tmp_path / f"{channels}.pt", {"model": model.config, "args": trained, "state_dict": model.state_dict()})
+    figure_6 = lambda name: ["prior_sigma", "--n_sequences", "1", "--n_frames", "30", "--out", str(tmp_path), "--model_path", str(tmp_path / name)]
+    monkeypatch.setattr("sys.argv", figure_6("1.pt"))
+    prior_sigma.main()
+    assert told == [{"num_digits": 3, "deterministic": True}]
+    monkeypatch.setattr("sys.argv", figure_6("3.pt"))
+    with pytest.raises(UserError, match="frames have 1 channels, and the model was trained with 3"):
+        prior_sigma.main()
 
 
 def test_sigma_of_the_prior_given_frames():
