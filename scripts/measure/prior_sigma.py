@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cli import Parser, count, natural
+from dataset import check_data, digits_of
 from options import add_machine
 from smmnist import MovingMNIST, draw, is_moving_mnist, trajectories
 from training.checkpoint import load_model
@@ -93,8 +94,9 @@ def main():
     if getattr(model, "prior", None) is None or not is_moving_mnist(root):
         raise UserError(f"--model_path {args.model_path}: wants a learned prior trained on Moving MNIST")
     data = MovingMNIST(root, "test", args.n_frames + 1)
+    check_data(model, data, root, trained["cond"])
     rng = np.random.default_rng(args.seed)
-    places, hits = trajectories(rng, args.n_frames + 1, trained.get("num_digits") or 2)
+    places, hits = trajectories(rng, args.n_frames + 1, **digits_of(trained))
     settled = slice(model.n_past - 1, None)  # steps n_past .. T-1
     steps, after_wall = np.arange(1, args.n_frames + 1)[settled], hits[:-1].any(1)[settled]  # the frame before is at a wall
     if not 0 < after_wall.sum() < len(steps):
