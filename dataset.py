@@ -224,6 +224,8 @@ def open_split(root, split, n_frames, cond="action+position", n_clips=0, data_de
     if smmnist.is_moving_mnist(root):
         if cond != "none":
             raise UserError(f"--cond {cond}: Moving MNIST has no actions; give --cond none")
+        if data_device is not None:
+            raise UserError(f"--data_device {data_device}: {root} is Moving MNIST, which is made on the fly; leave the flag out")
         data = smmnist.MovingMNIST(root, split, n_frames, n_clips, **digits)
     elif is_packed(Path(root) / split):
         device = None if data_device is None else choose_device(data_device, "--data_device")
@@ -244,8 +246,10 @@ def digits_of(args):
 
 
 def size_of(args):
-    """What --frame_H and --frame_W in args (a dict) resize frames to, (height, width), or None."""
+    """What --frame_H and --frame_W in args (a dict) resize frames to, (height, width), or None; one alone is refused."""
     size = args.get("frame_H"), args.get("frame_W")
+    if any(size) and not all(size):
+        raise UserError("--frame_H, --frame_W: give both, or neither")
     return size if all(size) else None
 
 
@@ -261,7 +265,8 @@ def open_splits(args):
     for data in splits:
         if data.frame_size != (side, side):
             found = "{1}x{0}".format(*data.frame_size)
-            raise UserError(f"--image_size {side}: {data.root / data.split} has {found} frames; --frame_H {side} --frame_W {side} resizes them")
+            remedy = f"--frame_H {side} --frame_W {side} resizes them" if isinstance(data, Clips) else "leave the flag out"
+            raise UserError(f"--image_size {side}: {data.root / data.split} has {found} frames; {remedy}")
     return splits
 
 

@@ -217,8 +217,6 @@ def parse_training(parser, argv=None):
         args.log_dir = f"runs/{Path(parser.prog).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     if args.n_eval and args.n_eval <= args.n_past:
         raise UserError(f"--n_eval {args.n_eval}: counts the given frames too; it must exceed --n_past {args.n_past}")
-    if (args.frame_H is None) != (args.frame_W is None):
-        raise UserError("--frame_H, --frame_W: give both, or neither")
     if args.init_drawn and not args.init_from:
         raise UserError(f"--init_drawn {' '.join(args.init_drawn)}: without --init_from all networks are drawn; give it too, or leave this out")
     if args.tfr_lower_bound > args.tfr:

@@ -81,6 +81,7 @@ FLAGS = {
     "--unknown 1": "--unknown",
     "--log_dir FILE/run": "FILE/run",
     "--what_if --n_show 0": "--n_show 0",
+    "--frame_W 64": "give both, or neither",
 }
 TRAIN_FLAGS = {
     "--n_past 0": "--n_past",

@@ -217,8 +217,9 @@ def test_moving_mnist_has_one_size(monkeypatch, tmp_path):
     (tmp_path / "MNIST").mkdir()
     monkeypatch.setattr(smmnist.MovingMNIST, "read", lambda self, download: torch.zeros(9, 28, 28, dtype=torch.uint8))
     flags = ["--data_root", tmp_path, "--log_dir", tmp_path / "run", *SHORT]
-    refused(call(TRAIN, *flags, "--image_size", 128), "--image_size 128", "64x64")
+    refused(call(TRAIN, *flags, "--image_size", 128), "--image_size 128", "64x64", "leave the flag out")
     refused(call(TRAIN, *flags, "--frame_H", 128, "--frame_W", 128), "--frame_H, --frame_W", tmp_path)
+    refused(call(TRAIN, *flags, "--data_device", "cpu"), "--data_device cpu", "leave the flag out")
 
 
 def test_converted_videos_train(large, tmp_path, monkeypatch):
