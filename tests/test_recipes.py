@@ -137,6 +137,23 @@ def all_recipes(monkeypatch, tmp_path, *flags, status=lambda words: 0):
     return end, trainings, report
 
 
+def test_where_poses_are(monkeypatch):
+    """--pose_root of one recipe too; a --data_root beside it is meant for that one, of many for the robot's."""
+    monkeypatch.delenv("POSE_ROOT", raising=False)
+    found = lambda *flags: options.parse_training(options.pose_parser(""), recipe_command("003_best", *flags)[2:]).data_root
+    assert found() == "data/dancer" and found("--pose_root", "P") == "P" and found("--pose_root", "P", "--data_root", "D") == "D"
+    args, flags = recipes.get_parser().parse_known_args(["all", "--pose_root", "P", "--data_root", "D"])
+    roots = [recipes.command(args, name, 1, flags)[-1] for name in ("003_best", "000_cyclical")]
+    assert roots == ["P", "D"]
+
+
+def test_a_short_run_may_be_too_short_for_a_slope():
+    """A fall an epoch is 1 at most."""
+    for niter in (1, 2, 3):
+        words = recipe_command("001_fp_cyclical", "--niter", str(niter))[2:]
+        assert options.parse_training(options.training_parser(""), words).tfr_decay_step <= 1
+
+
 def test_all_recipes_and_their_report(monkeypatch, tmp_path):
     monkeypatch.setenv("POSE_ROOT", "POSES")
     status, trainings, report = all_recipes(monkeypatch, tmp_path, "all", "--small", "--cond", "action")

@@ -36,7 +36,7 @@ def fill(flags, epochs, niter):
         if match := re.fullmatch(r"@(\d+)", text):
             return str((int(match[1]) * niter + epochs // 2) // epochs)
         if match := re.fullmatch(r"(.+)/epoch", text):
-            return f"{float(match[1]) * epochs / niter:.6g}"
+            return f"{min(1, float(match[1]) * epochs / niter):.6g}"
         if match := re.fullmatch(r"(\d+)\*epochs", text):
             return str(int(match[1]) * niter)
         return text
@@ -50,7 +50,7 @@ def folder(args, name, seed):
 
 
 def command(args, name, seed, flags):
-    """The command line of a recipe's training, `flags` last so that they win; None if it has finished."""
+    """The command line of a recipe's training, None if it has finished. `flags` win, but for --pose_root over flags of many recipes."""
     recipe, run = RECIPES[name], folder(args, name, seed)
     niter = args.niter or (min(20, recipe.epochs) if args.small else recipe.epochs)
     where = "--log_dir"
@@ -60,7 +60,9 @@ def command(args, name, seed, flags):
         where = "--resume"
     small = (SMALL_POSE if recipe.command == POSE else SMALL) if args.small else ""
     words = [*fill(recipe.flags, recipe.epochs, niter), *small.split(), where, run, "--niter", niter, "--seed", seed]
-    return [sys.executable, str(ROOT / recipe.command), *map(str, words), *flags]
+    poses = ["--data_root", args.pose_root] if recipe.command == POSE and args.pose_root else []
+    words += [*flags, *poses] if args.recipe in GROUPS else [*poses, *flags]
+    return [sys.executable, str(ROOT / recipe.command), *map(str, words)]
 
 
 def train(args, name, seed, flags, **kwargs):
@@ -90,12 +92,11 @@ def train_many(args, names, flags):
     """Run recipes side by side, and report on them; returns the exit status."""
     jobs = [(name, seed) for seed in (1, 2, 3) for name in names if seed <= RECIPES[name].seeds]
     jobs = [(name, seed) for name, seed in jobs if args.pose_root or RECIPES[name].command != POSE]
-    more = lambda name: [*flags, *(["--data_root", args.pose_root] if RECIPES[name].command == POSE else [])]
     make_folder(args.runs / "log")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ThreadPoolExecutor(args.jobs) as pool:
         try:
-            statuses = list(pool.map(lambda job: train_logged(args, *job, more(job[0])), jobs))
+            statuses = list(pool.map(lambda job: train_logged(args, *job, flags), jobs))
         except KeyboardInterrupt:  # which the trainings have received too
             pool.shutdown(cancel_futures=True)
             raise
