@@ -12,8 +12,8 @@ import shlex
 from pathlib import Path
 
 import cli
-from models import MODELS, build
-from training.checkpoint import load_checkpoint, save_checkpoint, save_safetensors
+from models import MODELS
+from training.checkpoint import check_target, explained, load_checkpoint, rebuild, save_checkpoint, save_safetensors
 from utils import UserError, run_command, writing
 
 CARD = """---
@@ -41,8 +41,8 @@ What is not the default of `models/`:
 """
 
 
-def card(path, checkpoint):
-    """The text that goes with the weights in `path`: the model, how it was trained, how it scored in training."""
+def card(path, checkpoint, network):
+    """The text that goes with the weights in `path`: the model, rebuilt as `network`, how it was trained, how it scored in training."""
     model, args, state = checkpoint["model"], checkpoint["args"], checkpoint.get("state", {})
     commands = "\n".join(f"    python {shlex.join(command)}" for command in state.get("commands", [])) or "Not recorded."
     facts = [f"- Data: `{args['data_root']}`"]
@@ -52,8 +52,8 @@ def card(path, checkpoint):
     config = MODELS[model["name"]].Config
     usual = {f.name for f in dataclasses.fields(config) if f.default == model.get(f.name)}
     return CARD.format(
-        name=path.stem, file=path.name, n_past=model["n_past"], n_future=args["n_future"], cond=args["cond"], commands=commands,
-        millions=sum(p.numel() for p in build(model).parameters()) / 1e6, facts="\n".join(facts),
+        name=path.stem, file=path.name, n_past=network.n_past, n_future=args["n_future"], cond=args["cond"], commands=commands,
+        millions=sum(p.numel() for p in network.parameters()) / 1e6, facts="\n".join(facts),
         model="\n".join(f"- `{name}`: {value}" for name, value in model.items() if name not in usual),
     )  # fmt: skip
 
@@ -65,10 +65,12 @@ def main():
     parser.add_argument("--data_root", "--DR", help="the data set that generate.py takes by default (default: the run's)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.source)
-    if args.target.name in ("last.pt", "best.pt"):
-        raise UserError(f"{args.target}: the name of a run's own checkpoint; choose another")
+    check_target(args.target, args.source)
     if args.target.suffix not in (".safetensors", ".pt"):
         raise UserError(f"{args.target}: ends in neither .safetensors nor .pt; choose one")
+    network, _ = rebuild(args.source, checkpoint, "cpu")
+    with explained(args.source, "its training cannot be described"):
+        text = card(args.target, checkpoint, network)
     weights = {name: x.half() if x.dim() > 1 else x for name, x in checkpoint["state_dict"].items()}
     too_large = [name for name, x in weights.items() if not x.isfinite().all()]
     if too_large:
@@ -83,7 +85,7 @@ def main():
         print(f"kept {path}, which was there")
     else:
         with writing(path) as temporary:
-            temporary.write_text(card(args.target, checkpoint), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
 
 

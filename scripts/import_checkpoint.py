@@ -16,7 +16,7 @@ import torch.nn as nn
 import cli
 import options
 from models import build
-from training.checkpoint import explained, save_checkpoint
+from training.checkpoint import check_target, explained, save_checkpoint
 from training.unpickle import Refused, read
 from utils import UserError, run_command
 
@@ -163,8 +163,7 @@ def main():
     path = Path(args.source)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if Path(args.target).name in ("last.pt", "best.pt"):
-        raise UserError(f"{args.target}: the name of a run's own checkpoint; choose another")
+    check_target(args.target, path)
     try:
         content, storages = read(path)
         convert = pose_cvae if "encoder" not in content and "state_dict" in content else svg

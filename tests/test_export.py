@@ -5,7 +5,10 @@ import shlex
 
 import pytest
 import torch
-from conftest import REAL, ROOT, run
+from conftest import REAL, ROOT, call, run
+
+from models import PoseCVAE
+from training.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +24,9 @@ def test_export(trained, tiny_data, tmp_path):
         assert new["state_dict"][name].dtype == (torch.float16 if x.dim() > 1 else x.dtype)
     result = run("-m", "scripts.export_checkpoint", source, trained["learned"] / "last.pt")
     assert result.returncode == 2 and "choose another" in result.stderr, "it would take --resume from the run"
+    before = target.read_bytes()
+    result = run("-m", "scripts.export_checkpoint", target, tmp_path / "." / target.name)
+    assert result.returncode == 2 and "small.pt: is the source" in result.stderr and target.read_bytes() == before
     psnr = []
     (tmp_path / "out").mkdir()
     (tmp_path / "out/samples.gif").write_bytes(b"of an earlier run")
@@ -30,6 +36,20 @@ def test_export(trained, tiny_data, tmp_path):
         psnr.append(json.load(open(tmp_path / "out/metrics.json"))["sample"]["psnr"]["mean"])
     assert psnr[0] == pytest.approx(psnr[1], abs=0.05)
     assert not (tmp_path / "out/samples.gif").exists()
+
+
+def test_what_else_is_exported_or_refused_before_anything_is_written(tmp_path):
+    """A model of poses has a card too."""
+    model = PoseCVAE(3, F_dim=4, L_dim=4, N_dim=2, D_out_dim=6)
+    whole = {"model": model.config, "args": {"data_root": "data/dancer", "cond": "pose", "n_future": 5}, "state_dict": model.state_dict()}
+    save_checkpoint(tmp_path / "pose.pt", whole)
+    assert call("scripts/export_checkpoint.py", tmp_path / "pose.pt", tmp_path / "small.pt") == (0, "")
+    assert "1 frames given, 5 predicted, `--cond pose`" in (tmp_path / "small.md").read_text()
+    for odd in ({"model": {}, "args": {}, "state_dict": {}}, {"args": {}}, {"state": 5}, {"state": {"history": [{"psnr": 1.0}]}}):
+        save_checkpoint(tmp_path / "odd.pt", whole | odd)
+        status, error = call("scripts/export_checkpoint.py", tmp_path / "odd.pt", tmp_path / "new.pt")
+        assert status == 2 and "odd.pt: its " in error and error.count("\n") == 1, error
+        assert not list(tmp_path.glob("new*"))
 
 
 def test_safetensors_and_their_card(trained, tiny_data, tmp_path):

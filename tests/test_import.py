@@ -386,6 +386,9 @@ def test_what_a_file_does_not_say(tmp_path):
     assert "has no posterior" in refusal(save(tmp_path / "model.pth", content))
     status, said = call("scripts/import_checkpoint.py", source, tmp_path / "best.pt", *flags)
     assert status == 2 and "choose another" in said
+    before = save(source, networks()).read_bytes()
+    status, said = call("scripts/import_checkpoint.py", source, source)
+    assert status == 2 and "model.pth: is the source" in said and source.read_bytes() == before
 
 
 def other_slope(content):

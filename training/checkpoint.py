@@ -88,6 +88,15 @@ def read_safetensors(path):
         raise UserError(f"{path}: truncated or damaged ({error}); use another copy") from None
 
 
+def check_target(target, source):
+    """Refuse to write a checkpoint made of `source` over a run's own, or over that one."""
+    target = Path(target)
+    if target.name in ("last.pt", "best.pt"):
+        raise UserError(f"{target}: the name of a run's own checkpoint; choose another")
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target}: is the source, which would be lost; choose another name")
+
+
 def save_safetensors(path, checkpoint):
     """Write model, args and weights for others: tensors alone, the rest as JSON in the header."""
     require_safetensors(path)
@@ -143,9 +152,7 @@ def explained(path, what):
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: {what} ({first_line(error)}); was it written by another version?"
-        ) from None
+        raise UserError(f"{path}: {what} ({first_line(error)}); was it written by another version?") from None
 
 
 def load_model(path, device):
