@@ -20,7 +20,7 @@ import unseen
 import visualize
 import what_if
 from loading import batches, make_loader
-from training.checkpoint import checkpoint_of, load_checkpoint, load_model, rebuild
+from training.checkpoint import checkpoint_of, explained, load_checkpoint, load_model, rebuild
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
 PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|mp4|png)|frames_\d+"  # of `score` and unseen.py
@@ -150,7 +150,7 @@ def chosen(args, data):
     for name in args.clip:
         if name not in names:
             raise UserError(f"--clip {name}: {len(names)} clips there, none of that name; names are like {next(iter(names))}")
-    return [names[name] for name in args.clip]
+    return [names[name] for name in dict.fromkeys(args.clip)]
 
 
 def imagine_unseen(args, model, data, out, device, precision):
@@ -175,8 +175,10 @@ def score_series(args, paths, data, protocol, out):
         model, trained = rebuild(path, checkpoint, protocol["device"])
         if (trained["cond"], model.n_past) != (protocol["cond"], protocol["n_past"]):
             raise UserError(f"--model_path {path}: another --cond or --n_past than {paths[0]}; score it by itself")
+        dataset.check_data(model, data, data.root, trained["cond"])
+        with explained(path, "its epoch cannot be read"):
+            epoch = int(checkpoint.get("state", {}).get("epoch", len(rows)))
         scores, _ = evaluate(args, model, data, clips, args.n_samples, n_pictures=0)
-        epoch = checkpoint.get("state", {}).get("epoch", len(rows))
         rows.append({"model_path": str(path), "epoch": epoch} | summarise(scores, [data.name(k) for k in clips])[0])
     rows.sort(key=lambda row: row["epoch"])
     write_json(out / "series.json", {"protocol": protocol, "checkpoints": rows})

@@ -14,7 +14,7 @@ import dataset
 import generate
 import metrics
 import unseen
-from models import PoseCVAE
+from models import SVG, PoseCVAE
 from training.checkpoint import load_model
 from utils import UserError
 
@@ -110,7 +110,7 @@ def test_chosen_clips(trained, tiny_data, tmp_path):
     assert call("generate.py", *flags, "--log_dir", tmp_path / "all")[0] == 0
     per_clip = lambda name: json.loads((tmp_path / name / "metrics.json").read_text())["per_clip"]
     names = [per_clip("all")[k]["clip"] for k in (2, 0)]
-    assert call("generate.py", *flags, "--log_dir", tmp_path / "some", "--clip", *names)[0] == 0
+    assert call("generate.py", *flags, "--log_dir", tmp_path / "some", "--clip", *names, names[0])[0] == 0
     some = per_clip("some")
     assert [clip["clip"] for clip in some] == names
     for clip, k in zip(some, (2, 0)):
@@ -137,6 +137,11 @@ def test_a_series_of_checkpoints(trained, tmp_path):
     assert call("generate.py", *flags, tmp_path / "one", "--model_path", paths[0])[0] == 0
     alone = json.loads((tmp_path / "one/metrics.json").read_text())
     assert rows[1]["sample"] == alone["sample"] != rows[0]["sample"]
+    grey = SVG(7, width=4, g_dim=8, z_dim=4, rnn_size=8, channels=1)
+    for odd, words in (({"model": grey.config, "state_dict": grey.state_dict()}, "trained with 1"), ({"state": 5}, "odd.pt: its epoch")):
+        torch.save(checkpoint | odd, tmp_path / "odd.pt")
+        status, error = call("generate.py", *flags, tmp_path / "odd", "--model_path", *paths, tmp_path / "odd.pt")
+        assert status == 2 and words in error.splitlines()[-1] and not list((tmp_path / "odd").iterdir()), error
     status, error = call("generate.py", *flags, tmp_path / "w", "--n_show", 1, "--model_path", *paths, "--what_if")
     assert status == 2 and "several are scored into one curve" in error and error.count("\n") == 1
 
