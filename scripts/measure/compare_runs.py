@@ -64,7 +64,7 @@ def main():
         pictures.append([args.out / name.format(number) for name in ("curves{}.png", "per_step{}.png", "clips{}.gif")])
         report.plot_curves(pictures[-1][0], family)
         report.plot_steps(pictures[-1][1], family)
-        report.save_clips(pictures[-1][2], family, args.n_show)
+        report.save_clips(pictures[-1][2], family)
     write_json(args.out / "scores.json", [scores_of(group, differing(family)) for family in kin for group in family])
     with writing(args.out / "report.html") as temporary:
         temporary.write_text(report.page(args.n_samples, kin, pictures), encoding="utf-8")

@@ -81,11 +81,10 @@ def plot_steps(path, family):
     save(made, path)
 
 
-def save_clips(path, family, n_show):
+def save_clips(path, family):
     """Write a family's predictions of some clips, evenly spread over the test clips, beside the truth."""
-    first, n = family[0], len(family[0].pictures)
-    rows = []
-    for k in np.linspace(0, n - 1, min(n_show, n)).round().astype(int):
+    first, rows = family[0], []
+    for k in range(len(first.pictures)):
         predicted = {f"{group.letter} {group.name}": group.pictures[k]["sample 1"] for group in family}
         rows.append(visualize.thin({"truth": first.pictures[k]["truth"], **predicted}))
     visualize.save_video(path, rows, first.runs[0].n_past, scale=2 if len(family) < 8 else 1)

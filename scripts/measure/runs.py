@@ -1,6 +1,7 @@
 """Runs to compare: their settings, logs and scores; groups of seeds, families of groups, and what a difference is worth."""
 
 import csv
+import hashlib
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import BatchSampler
 
 import metrics
 from dataset import open_for
@@ -32,6 +34,13 @@ def read_log(path):
     if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)] or any(math.isinf(x) for row in rows for x in row.values()):
         raise ValueError("a row an epoch is wanted, of numbers")
     return rows
+
+
+def digested(loaded, digest):
+    """The batches of an iterator, their frames put into a hash on the way."""
+    for frames, cond in loaded:
+        digest.update(metrics.to_uint8(frames).tobytes())
+        yield frames, cond
 
 
 class Run:
@@ -56,18 +65,22 @@ class Run:
         self.finished = bool(self.log) and all((self.folder / name).exists() for name in CHECKPOINTS.values())
 
     def evaluate(self, args, device, precision):
-        """Score best.pt and last.pt: {"best", "final": {metric: (N, T)}}, the copy-last baseline and best.pt's pictures."""
+        """Score best.pt and last.pt: {"best", "final": {metric: (N, T)}}, the copy-last baseline, best.pt's pictures of args.n_show clips."""
         self.scores = {}
         for which, name in reversed(CHECKPOINTS.items()):
             model, trained = load_model(self.folder / name, device)
             split = args.split or ("val" if trained["cond"] == "pose" else "test")
             data = open_for(model, trained, split, args.data_root, n_clips=args.n_clips)
+            load = lambda clips: batches(make_loader(data, args.num_workers, device, batch_sampler=BatchSampler(clips, args.batch_size, False)), device)
+            n, seen = len(data), hashlib.sha256()
             with autocast(device, precision):
-                loaded = batches(make_loader(data, args.num_workers, device, batch_size=args.batch_size), device)
-                scores, self.pictures = metrics.evaluate(model, loaded, args.n_samples)
+                scores, _ = metrics.evaluate(model, digested(load(range(n)), seen), args.n_samples, n_pictures=0)
             self.scores[which] = {m: x.numpy() for m, x in metrics.summarise("sample", scores["sample"]).items()}
         self.copy_last = {metric: x[0].numpy() for metric, x in scores["copy_last"].items()}
-        self.n_past, n, n_future = model.n_past, len(data), data.n_frames - model.n_past
+        shown = np.linspace(0, n - 1, min(args.n_show, n)).round().astype(int).tolist()
+        with autocast(device, precision):  # once more: to keep the pictures of all would fill the memory
+            _, self.pictures = metrics.evaluate(model, load(shown), args.n_samples, clips=shown)
+        self.truth, self.n_past, n_future = seen.hexdigest(), model.n_past, data.n_frames - model.n_past
         self.clips = f"{data.root}/{data.split}: {n} clip{'s' * (n > 1)}, {self.n_past} -> {n_future} frames"
 
     def mean(self, which, metric):
@@ -117,9 +130,8 @@ def group_runs(runs):
 
 def comparable(a, b):
     """Whether two groups hold the same kind of model and were scored on the same frames of the same clips."""
-    truths = zip(*([picture["truth"] for picture in group.pictures] for group in (a, b)))
-    same = len(a.pictures) == len(b.pictures) and a.runs[0].n_past == b.runs[0].n_past
-    return same and a.settings["name"] == b.settings["name"] and all(np.array_equal(x, y) for x, y in truths)
+    task = lambda group: (group.settings["name"], group.runs[0].n_past, group.runs[0].truth)
+    return task(a) == task(b)
 
 
 def families(groups):
