@@ -9,7 +9,7 @@ import torch
 from conftest import run
 
 from models import fastconv
-from scripts.measure import benchmark
+from scripts.measure import benchmark, timing
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,18 @@ def test_data(tiny_data, tmp_path):
     assert all(f"| {row['way']} |" in result.stdout for row in rows)
 
 
-def test_a_batch_of_one_clip_is_refused(tmp_path):
+def test_the_machine_is_the_one_that_was_measured(monkeypatch, tmp_path):
+    """Also where --device auto chose it."""
+    monkeypatch.setattr(timing.utils, "choose_device", lambda name: torch.device({"auto": "cuda:0"}.get(name, name)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
+    for device, word in (("auto", "a GPU, cuda:0, "), ("cpu", timing.cpu_name())):
+        timing.report(argparse.Namespace(device=device, out=tmp_path), "t", "note", [{"ms": 1.0}])
+        assert json.loads((tmp_path / "t.json").read_text())["machine"].startswith(word)
+
+
+@pytest.mark.parametrize("words", ["benchmark train", "tricks"])
+def test_a_batch_of_one_clip_is_refused(words, tmp_path):
     """BatchNorm could not train on it."""
-    result = run("-m", "scripts.measure.benchmark", "train", "--batch_size", "1", "--out", tmp_path)
+    module, *words = words.split()
+    result = run("-m", f"scripts.measure.{module}", *words, "--batch_size", "1", "--out", tmp_path)
     assert result.returncode == 2 and "argument --batch_size" in result.stderr and "Traceback" not in result.stderr

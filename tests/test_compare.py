@@ -21,6 +21,7 @@ import visualize
 import what_if
 from dataset import open_split
 from loading import to_float
+from models import SVG
 from scripts.measure import compare_runs, report, runs, study
 from scripts.measure import what_if as measure_what_if
 from utils import UserError
@@ -185,8 +186,8 @@ def test_a_difference_and_noise():
 
 
 def test_models_of_different_kinds_have_sections_of_their_own():
-    pictures, of_run = [{"truth": np.zeros((6, 64, 64, 3), np.uint8)}], [SimpleNamespace(n_past=2)]
-    group = lambda **settings: SimpleNamespace(settings=settings, pictures=pictures, runs=of_run)
+    of_run = [SimpleNamespace(n_past=2, truth="a hash")]
+    group = lambda **settings: SimpleNamespace(settings=settings, runs=of_run)
     a, b, c = group(name="svg", lr=1), group(name="pose_cvae", lr=1, F_dim=8), group(name="svg", lr=2)
     assert runs.families([a, b, c]) == [[a, c], [b]]
     assert runs.differing([a, c]) == ["lr"]
@@ -267,6 +268,20 @@ def test_how_far_pushed_objects_go():
     assert not len(measure_what_if.follow(*(draw(x, (220, 10, 10)) for x in (30, 24, 20)))[0])
 
 
+def test_motion_of_no_clip_with_room(tmp_path, monkeypatch, capsys):
+    """As of one clip, which starts where all positions end; and a model of grey frames is refused."""
+    motion = {label: np.array([[2.0, 2.0]]) for label in what_if.DIRECTIONS}
+    measure_what_if.print_motion(motion, np.array([[[0.0, 0.0], [0.0, 0.0], [0.3, 0.0]]]), 2)
+    rows = {line[:12].strip(): line[12:].split() for line in capsys.readouterr().out.splitlines()[2:]}
+    assert rows["left -x"] == ["-", "-", "0", "-"] and rows["right +x"] == ["100%", "2.0", "px", "1", "100%"]
+    grey = SVG(0, width=4, g_dim=8, z_dim=4, rnn_size=8, channels=1)
+    trained = {"data_root": str(tmp_path), "cond": "none", "n_future": 4}
+    torch.save({"model": grey.config, "args": trained, "state_dict": grey.state_dict()}, tmp_path / "grey.pt")
+    monkeypatch.setattr("sys.argv", ["what_if", "--model_path", str(tmp_path / "grey.pt")])
+    with pytest.raises(UserError, match="grey.pt: its frames are grey"):
+        measure_what_if.main()
+
+
 def test_pushes_of_several_samples(capsys):
     """Three objects in two samples: one sample is the mean over samples, the best is chosen object by object."""
     shares, overlaps = [[0.6, 0.1, 0.2], [0.4, 0.9, 0.3]], [[0.5, 0.1, 0.0], [0.1, 0.3, 0.0]]
@@ -325,17 +340,28 @@ def test_what_keeps_runs_apart(trained, tmp_path):
     described = json.loads((copy / "args.json").read_text())
     (copy / "args.json").write_text(json.dumps(described | {"code": "edited"}))
     assert settings[0] == settings[1] != runs.Run(copy).settings
-    picture = {"truth": np.zeros((6, 64, 64, 3), np.uint8)}
-    group = lambda n: SimpleNamespace(pictures=[picture], runs=[SimpleNamespace(n_past=n)], settings={"name": "svg"})
-    one, same, other = group(2), group(2), group(1)
-    assert runs.comparable(one, same) and not runs.comparable(one, other)
+    group = lambda n, truth="a": SimpleNamespace(runs=[SimpleNamespace(n_past=n, truth=truth)], settings={"name": "svg"})
+    one, same, other, elsewhere = group(2), group(2), group(1), group(2, "b")
+    assert runs.comparable(one, same) and not runs.comparable(one, other) and not runs.comparable(one, elsewhere)
+
+
+def test_only_what_is_shown_becomes_pictures(trained):
+    """Those of other clips are not kept, and the shown ones are those that were scored; a hash stands for the truth of all."""
+    found = {}
+    for name, n_clips, batch_size in (("fixed", 0, 2), ("learned", 0, 5), ("fixed", 3, 2)):
+        args = SimpleNamespace(split=None, data_root=None, n_clips=n_clips, num_workers=0, batch_size=batch_size, n_samples=1, n_show=2)
+        found[name, n_clips] = run_ = runs.Run(trained[name])
+        run_.evaluate(args, torch.device("cpu"), torch.float32)
+        assert len(run_.pictures) == 2
+    assert found["fixed", 0].truth == found["learned", 0].truth != found["fixed", 3].truth
+    last = found["fixed", 0].pictures[1]
+    error = ((last["sample 1"] / 255.0 - last["truth"] / 255.0) ** 2).mean((1, 2))[2:]
+    assert (-10 * np.log10(error)).mean(1) == pytest.approx(found["fixed", 0].scores["best"]["psnr"][4], abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["action+position", "action", "position"])
 def test_only_the_plan_makes_the_difference(tiny_data, kind):
     """The truth's own actions, given as a plan, give the same video; another plan gives another, with the same past."""
-    from models import SVG
-
     data = open_split(tiny_data, "test", 6, kind)
     model = SVG(data.cond_dim, width=4, g_dim=8, z_dim=4, rnn_size=8).eval()
     model.set_cond_stats(*data.cond_stats())

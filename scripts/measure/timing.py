@@ -80,7 +80,8 @@ def _memory_of(make, *args):  # not ru_maxrss, which a process inherits from the
 
 def report(args, name, note, rows):
     """Print the rows as a Markdown table and write them beside as NAME.md and NAME.json."""
-    machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name()
+    device = utils.choose_device(args.device)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     show = lambda v: v if isinstance(v, str) else f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}"
     lines = [f"{machine}; {note}", "", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cli import Parser, count
+from cli import Parser, count, number
 from models import SVG, fastconv, svg, vgg
 from scripts.measure.timing import report, timed
 from utils import autocast, choose_device, choose_precision, run_command, tune
@@ -63,7 +63,7 @@ def main():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="arithmetic")
     parser.add_argument("--width", type=count, default=64, help="channels at 64x64")
-    parser.add_argument("--batch_size", type=count, default=16, help="clips a step; futures of a prediction")
+    parser.add_argument("--batch_size", type=number(int, 2), default=16, help="clips a step; futures of a prediction")
     parser.add_argument("--repeats", type=count, default=5, help="turns")
     parser.add_argument("--out", type=Path, default=Path("results/benchmark"), help="where the table goes")
     args = parser.parse_args()

@@ -117,6 +117,8 @@ def main():
     args = parser.parse_args()
     device, precision = choose_machine(args)
     model, trained = load_model(args.model_path, device)
+    if model.config.get("channels", 3) != 3:
+        raise UserError(f"--model_path {args.model_path}: its frames are grey, and motion is measured by colours; give a model of simulated clips")
     motion, positions, pushes, n_clips = {}, [], [], 0
     for split in args.split:
         data = open_for(model, trained, split, args.data_root, args.n_future, args.n_clips)
@@ -154,7 +156,8 @@ def print_motion(motion, positions, n_past):
             along, still, reach = (x @ direction for x in (motion[label], motion["none"], positions))
             room = reach.max() - reach[:, n_past - 1] > ROOM
             along, still = along[room], still[room]
-            print(f"{label:12}{np.mean(along > MOVED):9.0%}{np.median(along):8.1f} px{room.sum():7}{np.mean(still > MOVED):12.0%}")
+            cells = [f"{np.mean(along > MOVED):.0%}", f"{np.median(along):.1f} px", f"{np.mean(still > MOVED):.0%}"] if room.any() else ["-"] * 3
+            print("{:12}{:>9}{:>11}{:7}{:>12}".format(label, *cells[:2], room.sum(), cells[2]))
 
 
 def print_pushes(predicted, copied):
