@@ -13,6 +13,7 @@ from test_videos import convert, moving, names_of, refuses_main  # noqa: F401, t
 
 import dataset
 from scripts.data import conversion, convert_bair, convert_kth, convert_lerobot
+from utils import UserError
 
 # --- KTH
 
@@ -159,6 +160,32 @@ def write_lerobot(root, lengths, fps=10):
     info = {"codebase_version": "v3.0", "fps": fps, "total_episodes": len(lengths), "features": features, **paths}
     (root / "meta/info.json").write_text(json.dumps(info))
     return frames, actions
+
+
+def test_lerobot_episodes_that_are_odd(tmp_path, convert, capsys):  # noqa: F811
+    """Without rows, or with actions that are none: left out by name. A rate that is a text is a rate."""
+    write_lerobot(tmp_path / "in", [8] * 8)
+    import pyarrow
+    from pyarrow import parquet
+
+    info, data = tmp_path / "in/meta/info.json", tmp_path / "in/data/chunk-000/file-000.parquet"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": "10"}))
+    rows = parquet.read_table(data, partitioning=None).to_pylist()
+
+    def left_out(name, change):
+        changed = [row | change(row) for row in rows]
+        parquet.write_table(pyarrow.Table.from_pylist([row for row in changed if row["episode_index"] < 9]), data)
+        convert(convert_lerobot, tmp_path / "in", tmp_path / name, "--frames", 4, "--fps", 5)
+        return [line.split("file-000.parquet: ")[1] for line in capsys.readouterr().err.splitlines() if "left out: " in line]
+
+    first = lambda odd: lambda row: odd if row["episode_index"] == 2 and row["frame_index"] == 3 else {}
+    no_rows = left_out("new", lambda row: {"episode_index": 9} if row["episode_index"] == 2 else {})
+    assert no_rows == ["episode 2 has no rows; fetch it again"]
+    for name, odd in (("null", {"action": None}), ("ragged", {"action": [1.0]})):
+        (line,) = left_out(name, first(odd))
+        assert line.startswith("episode 2 holds something in action or observation.state that is no row of numbers")
+    with pytest.raises(UserError, match="good videos, of which"):
+        left_out("text", lambda row: {"action": "left"})
 
 
 def test_lerobot(tmp_path, convert):  # noqa: F811

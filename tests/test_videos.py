@@ -188,6 +188,8 @@ def test_splits_that_the_folders_give(tmp_path, convert):
     assert [names_of(tmp_path / "new", split) for split in conversion.SPLITS] == [["x/0"], ["x/0"], ["y_x/0"]]
     write_pictures(tmp_path / "in" / "other", moving(12, 64, 64))
     refuses_main(convert, "other: in none of train", convert_videos, tmp_path / "in", tmp_path / "two")
+    Image.fromarray(moving(1, 64, 64)[0]).save(tmp_path / "in" / "preview.jpg")
+    refuses_main(convert, "preview.jpg: in none of train", convert_videos, tmp_path / "in", tmp_path / "two")
 
 
 def test_what_convert_videos_refuses(five, tmp_path, convert):

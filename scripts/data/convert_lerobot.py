@@ -44,9 +44,10 @@ def read_info(path):
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version, features = info["codebase_version"], info["features"].values()
+        info["fps"] = float(info["fps"])
         if not all(isinstance(x, str) for x in (version, info["data_path"], info["video_path"])):
             raise TypeError("texts wanted")
-        if not all(isinstance(x, dict) for x in features) or not 0 < float(info["fps"]) < math.inf:
+        if not all(isinstance(x, dict) for x in features) or not 0 < info["fps"] < math.inf:
             raise ValueError("descriptions of features and a rate wanted")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not the description of a LeRobot data set; give the folder that holds meta, data, videos") from None
@@ -67,7 +68,7 @@ def choose_camera(name, info, path):
 def plan(source, info, camera):
     """The Parts of a data set: an episode each, its range counted in frames of the video file."""
     parts = []
-    video, fps = f"videos/{camera}", float(info["fps"])
+    video, fps = f"videos/{camera}", info["fps"]
     for path in sorted((source / "meta/episodes").glob("*/*.parquet")):
         try:
             columns = ["episode_index", "length", *(f"{x}/{y}_index" for x in ("data", video) for y in ("chunk", "file"))]
@@ -94,7 +95,11 @@ def read_part(part, fps, args):
     columns = [name for name in ("frame_index", "action", STATE) if name in names]
     chosen = {"columns": columns, "filters": [("episode_index", "=", episode)]}
     table = read_parquet(parquet.read_table, data, partitioning=None, **chosen).sort_by("frame_index")
-    rows = {name: np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1) for name in columns[1:]}
+    try:
+        rows = {name: np.array(table[name].to_pylist(), np.float32).reshape(len(table), -1) for name in columns[1:]}
+    except (ValueError, TypeError):
+        what = "has no rows" if not len(table) else f"holds something in {' or '.join(columns[1:])} that is no row of numbers, as many in each frame"
+        raise UserError(f"{data}: episode {episode} {what}; fetch it again") from None
     if any(not np.isfinite(x).all() for x in rows.values()):
         raise UserError(f"{data}: episode {episode} holds numbers that are not finite")
     frames = read_video(video, max(0, part.first - 0.5) / fps)
@@ -125,7 +130,7 @@ def main():
         if not args.every or abs(args.every * args.fps - info["fps"]) > 0.01 * info["fps"]:
             raise UserError(f"--fps {args.fps:g}: the videos have {info['fps']:g}; give it divided by a whole number")
     settings = {"reader": "lerobot", "camera": camera, "validate": args.validate, "test": args.test} | settings_of(args)
-    read = partial(read_part, fps=float(info["fps"]), args=args)
+    read = partial(read_part, fps=info["fps"], args=args)
     convert(args, plan(args.source, info, camera), read, settings)
 
 

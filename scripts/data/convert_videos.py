@@ -60,8 +60,9 @@ def plan(source):
         relative = path.relative_to(source)
         if known and path not in known:
             raise UserError(f"{tables[path]}: missing, and {next(iter(known))} has one; add it, or move one of the two elsewhere")
-        if has_splits and relative.parts[0] not in SPLITS:
-            raise UserError(f"{path}: in none of {', '.join(SPLITS)}, and {source} has such a folder; move it there")
+        if has_splits and not {*relative.parts[:1]} & {*SPLITS}:
+            stray = files[0] if path == source else path  # a picture beside the splits would make a video of all of them
+            raise UserError(f"{stray}: in none of {', '.join(SPLITS)}, and {source} has such a folder; move it there")
         inside = relative.parts[1:] if has_splits else relative.parts
         split, name = relative.parts[0] if has_splits else "", "_".join(inside) or source.resolve().name
         if (split, name) in parts:
