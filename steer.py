@@ -16,10 +16,10 @@ import options
 import server
 import session
 import visualize
-from dataset import open_for
+from dataset import PackedDataset, open_for, read_strip
 from models import SVG
 from training.checkpoint import load_model
-from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
+from utils import UserError, autocast, choose_machine, count_frames, make_folder, run_command, write_json
 
 
 def get_parser():
@@ -50,7 +50,15 @@ def open_clips(args, model, trained):
     if args.n_future or trained["cond"] == "none":
         return opened(args.n_future)
     clips = opened(1)
-    return opened(min(len(clips.read_cond(k)) for k in range(len(clips))) - model.n_past)
+    return opened(min(length(clips, k) for k in range(len(clips))) - model.n_past)
+
+
+def length(clips, k):
+    """The number of frames of clip k, after which its tables may go on."""
+    if isinstance(clips, PackedDataset):
+        return int(clips.lengths[k])
+    strip = read_strip(clips.clips[k])
+    return count_frames(clips.clips[k]) if strip is None else len(strip)
 
 
 def record(args, recording):

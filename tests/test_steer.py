@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
+from PIL import Image
 from test_generate import grid_rows
 
 import generate
@@ -25,6 +27,7 @@ import session
 import what_if
 from dataset import open_split
 from models import SVG
+from scripts.data.pack_dataset import pack
 
 aiohttp = pytest.importorskip("aiohttp")
 server = pytest.importorskip("server")
@@ -473,6 +476,26 @@ async def test_a_clip_that_cannot_be_read(clips):
 
 
 # The command.
+
+
+def test_the_horizon_is_that_of_the_shortest_clip(tiny_data, tmp_path):
+    """Of its frames, where the tables go on after them too, and of a packed data set."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data / "test", data / "test")
+    model, trained = build(open_split(tiny_data, "test", 8)), {"data_root": str(data), "cond": "action+position", "n_future": 2}
+    horizon = lambda: steer.open_clips(SimpleNamespace(split="test", data_root=None, n_future=None), model, trained).n_frames
+    for path in data.rglob("*.csv"):
+        path.write_text(2 * path.read_text())
+    assert horizon() == 8
+    clip = data / "test/traj_0_to_255/3"
+    frames = [np.asarray(Image.open(clip / f"{t}.png")) for t in range(7)]
+    for path in clip.glob("*.png"):
+        path.unlink()
+    Image.fromarray(np.concatenate(frames)).save(clip / "frames.webp", lossless=True)
+    assert horizon() == 7
+    pack(data, "test", tmp_path / "packed", 0)
+    trained["data_root"] = str(tmp_path / "packed")
+    assert horizon() == 7
 
 
 def command(*flags):
