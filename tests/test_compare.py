@@ -401,8 +401,8 @@ def test_a_study_scores_anew_what_was_asked_otherwise(trained, tmp_path, monkeyp
     monkeypatch.setattr(study.subprocess, "run", generate)
     assert [clips("--n_clips", 2), clips(), clips(), clips("--n_clips", 9), clips("--n_clips", 9)] == [2, 5, 5, 5, 5]
     assert scored == [2, 0, 9]
-    for damage in ("{", "[]", '{"protocol": {}}'):
-        (folder / "study/metrics.json").write_text(damage)
+    for damage in ("{", "[]", '{"asked": {}}'):
+        (folder / "study/row.json").write_text(damage)
         assert clips("--n_clips", 9) == 5
     assert scored == [2, 0, 9, 9, 9, 9]
     with pytest.raises(SystemExit, match="2"):
@@ -411,7 +411,26 @@ def test_a_study_scores_anew_what_was_asked_otherwise(trained, tmp_path, monkeyp
     monkeypatch.setattr(study.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stderr="\n"))
     with pytest.raises(UserError, match="run: generate.py ended with status -9"):
         clips()
-    assert not (folder / "study/asked.json").exists()
+    assert clips("--n_clips", 9) == 5, "what was computed before is still there"
+
+
+def test_a_study_follows_pushed_objects(monkeypatch):
+    """Two green squares of two clips: of three samples one takes the first along, none the second; a blue one stands still."""
+    green, blue = (40, 200, 40), (40, 40, 220)
+
+    def picture(x, y=20):
+        frame = np.full((64, 64, 3), 90, np.uint8)
+        frame[y : y + 6, x : x + 6], frame[50:56, 5:11] = green, blue
+        return frame
+
+    given, truth = np.stack([picture(10), picture(30)]), np.stack([picture(20), picture(40)])
+    samples = np.stack([np.stack([picture(x), picture(32)]) for x in (10, 18, 12)])
+    monkeypatch.setattr(study, "load_model", lambda *_: (None, None))
+    monkeypatch.setattr(study, "open_for", lambda *_, **__: SimpleNamespace(channels=3))
+    monkeypatch.setattr(study, "last_frames", lambda *_: (given, truth, samples))
+    assert study.pushed("last.pt", 0) == pytest.approx((1 / 6, 1 / 2))
+    monkeypatch.setattr(study, "open_for", lambda *_, **__: SimpleNamespace(channels=1))
+    assert study.pushed("last.pt", 0) == (None, None)
 
 
 # TensorBoard.

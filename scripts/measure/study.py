@@ -1,9 +1,9 @@
 """Score runs for what their latents do, and print the table: KL, one sample, best of N, posterior, how far samples differ.
 
-    python -m scripts.measure.study runs/recipes/study_* --n_samples 100
+    python -m scripts.measure.study runs/recipes/study_* --n_clips 24 --pushes
 
-Each run's last.pt is scored on its test clips by generate.py, into RUN/study/; what is there already is not computed again.
-RUN/study/asked.json says of which --n_samples and --n_clips that is.
+Each run's last.pt is scored on its test clips by generate.py, into RUN/study/. RUN/study/row.json says what was asked and found: it is
+not computed again.
 """
 
 import argparse
@@ -13,10 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from cli import Parser, natural, number
-from utils import UserError, run_command, write_json, writing
+from dataset import open_for
+from scripts.measure.what_if import follow, last_frames
+from training.checkpoint import load_model
+from utils import UserError, autocast, choose_device, choose_precision, run_command, write_json, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {
@@ -24,29 +28,49 @@ COLUMNS = {
     "best of N": ("best_of_n", "psnr", 2), "worst of N": ("worst_of_n", "psnr", 2), "posterior": ("posterior", "psnr", 2),
     "between samples": ("between_samples", "psnr", 2), "copy last": ("copy_last", "psnr", 2),
 }  # fmt: skip
+PUSHES = "pushed half the way: one sample", "best of 20"
 
 
-def read_row(run):
-    """A run's row of study.json, from what generate.py left in RUN/study/."""
-    metrics = json.loads((run / "study/metrics.json").read_text(encoding="utf-8"))
-    return {"run": run.name, "clips": metrics["protocol"]["clips"]} | {name: metrics[row][key] for name, (row, key, _) in COLUMNS.items()}
-
-
-def score(run, n_samples, n_clips):
-    """A run's row, computed unless the same has been asked before of the same last.pt."""
-    out, asked = run / "study", {"n_samples": n_samples, "n_clips": n_clips}
+def score(run, asked):
+    """A run's row {"run", "clips", a column: ...}, computed unless the same was asked before of the same last.pt."""
+    checkpoint, kept = run / "last.pt", run / "study/row.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is computed again
-        fresh = (out / "metrics.json").stat().st_mtime > (run / "last.pt").stat().st_mtime
-        if fresh and json.loads((out / "asked.json").read_text(encoding="utf-8")) == asked:
-            return read_row(run)
-    (out / "asked.json").unlink(missing_ok=True)
-    flags = ["--model_path", run / "last.pt", "--n_samples", n_samples, "--n_clips", n_clips, "--n_show", 3, "--log_dir", out]
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if kept.stat().st_mtime > checkpoint.stat().st_mtime and found["asked"] == asked:
+            return found["row"]
+    flags = ["--model_path", checkpoint, "--n_samples", asked["n_samples"], "--n_clips", asked["n_clips"], "--n_show", 3, "--log_dir", kept.parent]
     done = subprocess.run([sys.executable, "generate.py", *map(str, flags)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         killed = f"generate.py ended with status {done.returncode} and without a word; run this again"
         raise UserError(f"{run}: {(done.stderr.strip().splitlines() or [killed])[-1]}")
-    write_json(out / "asked.json", asked)
-    return read_row(run)
+    metrics = json.loads((kept.parent / "metrics.json").read_text(encoding="utf-8"))
+    row = {"run": run.name, "clips": metrics["protocol"]["clips"]} | {name: metrics[row][key] for name, (row, key, _) in COLUMNS.items()}
+    if asked["pushes"]:
+        row |= dict(zip(PUSHES, pushed(checkpoint, asked["n_clips"])))
+    write_json(kept, {"asked": asked, "row": row})
+    return row
+
+
+def pushed(checkpoint, n_clips, n_samples=20):
+    """The share of pushed objects that go at least half their way: the mean over samples, and in each one's best; none in grey."""
+    device = choose_device("auto")
+    model, trained = load_model(checkpoint, device)
+    data = open_for(model, trained, "test", n_clips=n_clips)
+    if data.channels != 3:
+        return None, None
+    with autocast(device, choose_precision("auto", device)):
+        given, truth, predicted = last_frames(model, data, n_samples, device)
+    gone = np.stack([follow(truth, last, given)[0] > 0.5 for last in predicted])
+    return (gone.mean().item(), gone.any(0).mean().item()) if gone.size else (None, None)
+
+
+def table(rows, pushes):
+    """The rows as Markdown."""
+    names = [*COLUMNS, *(PUSHES if pushes else ())]
+    scored = lambda s, digits: f"{s['mean']:.{digits}f}" + (f" ± {s['ci95']:.{digits}f}" if s["ci95"] is not None else "")
+    cell = lambda row, name: scored(row[name], COLUMNS[name][2]) if name in COLUMNS else "-" if row[name] is None else f"{row[name]:.0%}"
+    lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {row['run']} | {' | '.join(cell(row, name) for name in names)} |" for row in rows)])
 
 
 def main():
@@ -54,17 +78,16 @@ def main():
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
     parser.add_argument("--n_samples", type=number(int, 2), default=100, help="futures a clip, 2 or more (default: 100)")
     parser.add_argument("--n_clips", type=natural, default=0, help="the first test clips; 0: all (default: 0)")
+    parser.add_argument("--pushes", action="store_true", help="follow pushed objects too, by their colours (simulated clips)")
     parser.add_argument("--out", type=Path, default=Path("results/study"), help="where study.md and study.json go")
     args = parser.parse_args()
+    asked = {"n_samples": args.n_samples, "n_clips": args.n_clips, "pushes": args.pushes}
     rows = []
     for run in tqdm([run.absolute() for run in args.runs], "scoring", unit=" runs", leave=False):
         if not (run / "last.pt").exists():
             raise UserError(f"{run}: has no last.pt; give folders of trainings")
-        rows.append(score(run, args.n_samples, args.n_clips))
-    cell = lambda s, digits: f"{s['mean']:.{digits}f}" + (f" ± {s['ci95']:.{digits}f}" if s["ci95"] is not None else "")
-    lines = [f"| run | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| {row['run']} | {' | '.join(cell(row[name], digits) for name, (*_, digits) in COLUMNS.items())} |" for row in rows]
-    text = "\n".join(lines)
+        rows.append(score(run, asked))
+    text = table(rows, args.pushes)
     args.out.mkdir(parents=True, exist_ok=True)
     with writing(args.out / "study.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
