@@ -50,5 +50,5 @@ def modulate(network, cond_dim):
     for chain in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for k in reversed(range(len(chain))):
             if isinstance(chain[k], (nn.Conv2d, nn.ConvTranspose2d)):
-                normalised = isinstance(chain[k + 1], (nn.BatchNorm2d, nn.GroupNorm))
+                normalised = isinstance([*chain, None][k + 1], (nn.BatchNorm2d, nn.GroupNorm))
                 chain.insert(k + 1 + normalised, Modulation(cond_dim, chain[k].out_channels))

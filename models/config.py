@@ -31,7 +31,8 @@ def check_config(config):
 
 
 # A backbone is a module with Encoder(g_dim, width, norm, channels, size), x, c, rows -> h, their skips (fine to coarse), pooled
-# maps; and Decoder(g_dim, width, norm, channels, size) with skip_terms(skips) and g, add, c -> frames (models/vgg.py).
+# maps; and Decoder(g_dim, width, norm, channels, size) with skip_terms(skips) and g, add, c -> frames (models/vgg.py). Prediction folds a
+# BatchNorm into the convolution before it, and cond_conv modulates what follows a convolution, where both stand in one nn.Sequential.
 BACKBONES = {"vgg": vgg, "dcgan": dcgan}
 
 

@@ -142,10 +142,11 @@ def for_prediction(network):
     """
     for chain in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for k, (conv, norm) in enumerate(zip(chain, chain[1:])):
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm too
+            is_conv = isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
+            if is_conv and isinstance(norm, nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm too
                 chain[k] = conv = fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d))
                 chain[k + 1] = nn.Identity()
-            if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) and not isinstance(conv, (UpsampleConv, SplitConvTranspose)):
+            if is_conv and not isinstance(conv, (UpsampleConv, SplitConvTranspose)):
                 dtype, wide = computed_in(conv.weight), min(conv.in_channels, conv.out_channels) >= WIDE
                 fits = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3)
                 in_bf16 = dtype == torch.bfloat16 and conv.weight.device.type == "cpu"

@@ -1,11 +1,14 @@
 """models/vgg.py and dcgan.py against a plain restatement of SVG's networks, and models of either backbone, size and number of channels."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from models import SVG, build
+from models.cond_conv import modulate
 from models.fastconv import for_prediction
 
 
@@ -143,3 +146,15 @@ def test_a_loss_and_a_prediction(backbone, channels, size, options):
 def test_finer_latents_read_what_vgg_pools():
     with pytest.raises(ValueError, match="hierarchy 2 reads what vgg pools, and the backbone is dcgan"):
         SVG(5, width=4, backbone="dcgan", hierarchy=2)
+
+
+def test_another_backbone_may_order_its_layers_otherwise():
+    """A convolution at the end of its chain, and a BatchNorm that follows none."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3))
+    network(torch.randn(8, 3, 9, 9))
+    x = torch.randn(2, 3, 9, 9)
+    network.eval()
+    expected = network(x)
+    torch.testing.assert_close(for_prediction(copy.deepcopy(network))(x), expected)
+    modulate(network, 2)
+    assert [type(layer).__name__ for layer in network] == ["Conv2d", "Modulation", "ReLU", "BatchNorm2d", "Conv2d", "Modulation"]
