@@ -10,8 +10,8 @@ MOST = 2**31 - 1
 def option(default, help, low=1, high=MOST, choices=None, bare=None, of_data=False):
     """A field of a model's Config that is a flag too: declared once, it reaches `--help`, the model and the checkpoint.
 
-    Numbers lie in low .. high, or in `choices`, as words may; `bare` is what the flag means without a value. A bool is a switch. Without
-    a flag that is `of_data` a training takes what its data has.
+    Numbers lie in low .. high, or in `choices`, as words may; `bare` is what the flag means without a value. A bool is a
+    switch. Without a flag that is `of_data` a training takes what its data has.
     """
     return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, bare=bare, of_data=of_data))
 
@@ -31,8 +31,9 @@ def check_config(config):
 
 
 # A backbone is a module with Encoder(g_dim, width, norm, channels, size), x, c, rows -> h, their skips (fine to coarse), pooled
-# maps; and Decoder(g_dim, width, norm, channels, size) with skip_terms(skips) and g, add, c -> frames (models/vgg.py). Prediction folds a
-# BatchNorm into the convolution before it, and cond_conv modulates what follows a convolution, where both stand in one nn.Sequential.
+# maps; and Decoder(g_dim, width, norm, channels, size) with skip_terms(skips) and g, add, c -> frames (models/vgg.py).
+# Prediction folds a BatchNorm into the convolution before it, and cond_conv modulates what follows a convolution, where both
+# stand in one nn.Sequential.
 BACKBONES = {"vgg": vgg, "dcgan": dcgan}
 
 

@@ -154,11 +154,16 @@ def test_a_run_from_before_an_option_is_resumed(one_epoch, tmp_path):
     refused(call(COMMAND, "--resume", tmp_path / "run", "--backbone", "dcgan"), "--backbone dcgan", "has vgg")
 
 
-def test_other_data_begin_best_anew(one_epoch, tiny_data, tmp_path):
+@pytest.mark.parametrize("change", ["folder", "size"])
+def test_other_data_begin_best_anew(one_epoch, tiny_data, tmp_path, change):
     shutil.copytree(one_epoch, tmp_path / "run")
-    shutil.copytree(tiny_data, tmp_path / "other")
-    edit(tmp_path / "run/last.pt", lambda c: c["state"].update(best_psnr=99.0))
-    status, error = call(COMMAND, "--resume", tmp_path / "run", "--niter", 2, "--data_root", tmp_path / "other")
+    flags = ["--frame_H", 64, "--frame_W", 64]
+    if change == "folder":
+        shutil.copytree(tiny_data, tmp_path / "other")
+        flags = ["--data_root", tmp_path / "other"]
+    was = {"frame_H": 128, "frame_W": 128} if change == "size" else {}
+    edit(tmp_path / "run/last.pt", lambda c: (c["state"].update(best_psnr=99.0), c["args"].update(was)))
+    status, error = call(COMMAND, "--resume", tmp_path / "run", "--niter", 2, *flags)
     assert status == 0 and "best.pt begins anew" in error, error
     assert torch.load(tmp_path / "run/last.pt", weights_only=True)["state"]["best_psnr"] < 99
 

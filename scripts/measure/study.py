@@ -20,7 +20,7 @@ from cli import Parser, natural, number
 from dataset import open_for
 from scripts.measure.what_if import follow, last_frames
 from training.checkpoint import load_model
-from utils import UserError, autocast, choose_device, choose_precision, run_command, write_json, writing
+from utils import UserError, autocast, choose_device, choose_precision, make_folder, run_command, write_json, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {
@@ -88,7 +88,7 @@ def main():
             raise UserError(f"{run}: has no last.pt; give folders of trainings")
         rows.append(score(run, asked))
     text = table(rows, args.pushes)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with writing(args.out / "study.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     write_json(args.out / "study.json", rows)
