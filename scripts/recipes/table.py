@@ -110,9 +110,9 @@ for group, epochs, fixed, changes in (
 # learned prior better.
 STUDY = {
     "smmnist": ("--data_root data/mnist --width 8 --batch_size 8 --epoch_size 300", "Moving MNIST"),
-    "none": ("--cond none --width 8 --batch_size 4 --epoch_size 240", "pushing, no condition"),
-    "action": ("--cond action --width 8 --batch_size 4 --epoch_size 240", "pushing, told the actions"),
-    "position": ("--cond action+position --width 8 --batch_size 4 --epoch_size 240", "pushing, told actions and positions"),
+    "none": ("--cond none --width 8 --batch_size 8 --epoch_size 400", "pushing, no condition"),
+    "action": ("--cond action --width 8 --batch_size 8 --epoch_size 400", "pushing, told the actions"),
+    "position": ("--cond action+position --width 8 --batch_size 8 --epoch_size 400", "pushing, told actions and positions"),
 }
 for data, (fixed, where) in STUDY.items():
     for prior, script in (("fixed", FP), ("learned", LP)):
