@@ -63,8 +63,12 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, except where there is nothing to say."""
 
     def _get_help_string(self, action):
-        nothing = action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool)
-        return action.help if nothing else super()._get_help_string(action)
+        default = action.default
+        if default in (None, argparse.SUPPRESS, []) or isinstance(default, bool):
+            return action.help
+        if isinstance(default, list):
+            return f"{action.help} (default: {' '.join(map(str, default))})"
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

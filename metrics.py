@@ -66,7 +66,7 @@ def copy_last(past, n_future):
     return past[None, :, -1:].expand(-1, -1, n_future, -1, -1, -1)
 
 
-def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None, n_pictures=sys.maxsize):
+def evaluate(model, loaded, n_samples=1, seed=0, progress=lambda n: None, clips=None, n_pictures=sys.maxsize):
     """Score a model on the clips that the iterator `loaded` gives as (frames (B, T, 3, H, W), cond (B, T, D)).
 
     Returns scores {row: {metric: (S, N, T - n_past)}} for N clips on the CPU, and pictures of the first n_pictures of them,
@@ -81,8 +81,7 @@ def evaluate(model, loaded, n_samples=1, seed=0, progress=None, clips=None, n_pi
     with model.predicting():
         for frames, cond in loaded:
             generators = functools.partial(noise_generators, seed, clips[n_clips:][: len(frames)])
-            told, most = progress or (lambda n: None), n_pictures - len(pictures)
-            found, shown = evaluate_batch(model, frames, cond, n_samples, generators, told, most)
+            found, shown = evaluate_batch(model, frames, cond, n_samples, generators, progress, n_pictures - len(pictures))
             n_clips += len(frames)
             scores.append(found)
             pictures += shown
@@ -110,6 +109,7 @@ class Samples:
 
     def add(self, k, clips, sample):
         """The k-th sample of some clips (a slice); a clip's samples come in order."""
+        # Views: what is written to them is kept.
         truth, before, best, best_psnr = (x[clips] for x in (self.truth, self.before, self.best, self.best_psnr))
         for metric, values in score(sample, truth).items():
             self.scores[metric][k, clips] = values
@@ -232,7 +232,7 @@ def best_of(scores):
     """
     n_samples = len(scores)
     k = np.arange(1, n_samples + 1)
-    log_binomial = lambda n, k: gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    log_binomial = lambda a, b: gammaln(a + 1) - gammaln(b + 1) - gammaln(a - b + 1)
     n = k[:, None]
     with np.errstate(invalid="ignore"):
         share = np.where(k >= n, np.exp(log_binomial(k - 1, n - 1) - log_binomial(n_samples, n)), 0)

@@ -23,7 +23,6 @@ def is_clip_name(name):
     return len(parts) == 2 and not {"", ".", ".."} & set(parts) and not set("\0\r\n") & set(name)
 
 
-
 def read_index(folder):
     """The content of a packed split's index.json."""
     path = folder / "index.json"
@@ -44,14 +43,12 @@ def read_index(folder):
     return index
 
 
-
 def check_size(path, n_bytes):
     """Refuse a file of a packed split that is not as long as its index says."""
     if not path.is_file():
         raise UserError(f"{path}: missing; copy or pack the data set again")
     if (found := path.stat().st_size) != n_bytes:
         raise UserError(f"{path}: {found} bytes, {n_bytes} in index.json; copy or pack the data set again")
-
 
 
 def read_clips(path, n_frames):
@@ -70,14 +67,12 @@ def read_clips(path, n_frames):
     return list(names), np.array(lengths)
 
 
-
 def map_npy(path):
     """The array of a .npy file, mapped into memory; an empty one if it cannot be read."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception:  # a damaged file makes NumPy raise nearly anything
         return np.zeros(0)
-
 
 
 def read_array(path, files):
@@ -91,8 +86,6 @@ def read_array(path, files):
     return rows
 
 
-
 def is_packed(folder):
     """Whether a split is in the packed form (index.json may be what is missing)."""
     return any((Path(folder) / name).exists() for name in ("index.json", "frames.npy"))
-

@@ -6,7 +6,6 @@ Networks of others judge. docs/scores.md says which they are and where their wei
 import collections
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import io
 import math
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 import i3d
 import metrics
-from utils import UserError
+from utils import UserError, sha256_of
 
 BACKBONES = {
     "alex": ("AlexNet", torchvision.models.AlexNet_Weights.IMAGENET1K_V1),
@@ -106,8 +105,7 @@ def find_i3d(given):
 
 def digest(path):
     """How a label tells files of one name apart."""
-    with open(path, "rb") as file:
-        return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    return f"sha256 {sha256_of(path)[:8]}"
 
 
 class Judge:
@@ -164,11 +162,13 @@ class Judge:
                     raise UserError(f"--perceptual: frames of {size[0]}x{size[1]} pixels, {LEAST_PIXELS}x{LEAST_PIXELS} are the least; leave it out")
                 generators = functools.partial(metrics.noise_generators, seed, clips[done : done + len(frames)])
                 done += len(frames)
+                past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
                 found = collections.defaultdict(list)
-                for row, past, video, truth in videos(model, frames, cond, n_samples, generators):
-                    if self.features and row not in found:
+                for row, video in videos(model, frames, cond, n_samples, generators):
+                    if self.features and row not in found:  # of the samples FVD takes the first
                         features[row].append(self.features_of(torch.cat([past, video], 1) if self.with_given else video, bar.update))
-                    found[row].append(self.distances_of(video, truth, bar.update) if row != "truth" else None)
+                    if row != "truth":
+                        found[row].append(self.distances_of(video, truth, bar.update))
                 for row in ROWS:
                     distances[row].append(torch.stack(found[row]))
         distances = {row: torch.cat(found, 2) for row, found in distances.items()}  # (S, metrics, N)
@@ -208,11 +208,11 @@ def rgb(video):
 
 
 def videos(model, frames, cond, n_samples, generators):
-    """(row, past, video, truth) of a batch: the truth, the predictions of ROWS, sample after sample."""
+    """(row, video) of a batch: the truth, then the predictions of ROWS, sample after sample."""
     past, truth = frames[:, : model.n_past], frames[:, model.n_past :]
-    yield "truth", past, truth, truth
-    yield "posterior", past, model.reconstruct(frames, cond, generators())[0][0], truth
-    yield "copy_last", past, metrics.copy_last(past, truth.shape[1])[0], truth
+    yield "truth", truth
+    yield "posterior", model.reconstruct(frames, cond, generators())[0][0]
+    yield "copy_last", metrics.copy_last(past, truth.shape[1])[0]
     running = generators()
     for _ in range(n_samples):
-        yield "sample", past, model.predict(past, cond, truth.shape[1], 1, running)[0], truth
+        yield "sample", model.predict(past, cond, truth.shape[1], 1, running)[0]

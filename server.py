@@ -6,7 +6,6 @@ JSON, and the pictures' raw RGB. Whatever is not understood closes the connectio
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import json
 import secrets
@@ -87,7 +86,7 @@ class Server:
 
     def __init__(self, steered, worker, rate, record):
         self.session, self.worker, self.rate, self.record = steered, worker, rate, record
-        self.token, self.viewers, self.version, self.tasks = secrets.token_urlsafe(16), [], 0, set()
+        self.token, self.viewers, self.version = secrets.token_urlsafe(16), [], 0
         self.n_axes = len(steered.axes)
         self.running, self.speed, self.key, self.note, self.saving = False, 1.0, 0, "", False
         self.held = self.tapped = [0.0] * self.n_axes
@@ -138,11 +137,13 @@ class Server:
             viewer.undrawn = max(0, viewer.undrawn - 1)
             viewer.wake.set()
         elif viewer is self.viewers[0]:
-            await getattr(self, f"do_{kind}", functools.partial(self.do_session, kind))(*values)
+            await getattr(self, f"do_{kind}")(*values)
 
-    async def do_session(self, kind):
-        """undo, redraw."""
-        await self.work(getattr(self.session, kind))
+    async def do_undo(self):
+        await self.work(self.session.undo)
+
+    async def do_redraw(self):
+        await self.work(self.session.redraw)
 
     async def do_steer(self, direction, key):
         self.held, self.key = direction, key
@@ -181,9 +182,7 @@ class Server:
         if not self.saving:
             self.saving, self.note = True, "saving"
             self.publish()
-            task = asyncio.create_task(self.save())
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.task = asyncio.create_task(self.save())  # kept, as asyncio keeps none
 
     async def save(self):
         """Write the recording in a thread of its own, so that nothing waits for it, and say where it is."""

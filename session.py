@@ -255,7 +255,10 @@ def take(now, rows):
     """The Rollout of some rows (n,) of one after a step. Its skip terms all futures share, or the next step makes its own."""
 
     def pick(x):
-        return x[rows] if isinstance(x, torch.Tensor) else x and type(x)(map(pick, x))
+        """The rows of a tensor, or of every tensor in nested lists and tuples; None stays None."""
+        if x is None:
+            return None
+        return x[rows] if isinstance(x, torch.Tensor) else type(x)(pick(part) for part in x)
 
     return now._replace(state=pick(now.state), frame=now.frame[:, rows])
 

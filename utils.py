@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import ctypes
+import hashlib
 import io
 import json
 import multiprocessing
@@ -209,6 +210,12 @@ def write_json(path, value):
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def sha256_of(path):
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def count_frames(folder):
     """The number of a folder's frames 0.png, 1.png, ...; other names do not count, as `._0.png`, which macOS leaves."""
     return sum(path.stem.isdecimal() for path in folder.glob("*.png"))
@@ -259,7 +266,9 @@ def read_csv(path, n_rows):
 
 def require_finite(path, rows, remedy):
     """Refuse condition rows that hold NaN, infinity, or a number whose square is one in float32, as fill values are."""
-    for row, column in np.argwhere(~(np.abs(rows) < 1e15))[:1]:
+    bad = np.argwhere(~(np.abs(rows) < 1e15))
+    if len(bad):
+        row, column = bad[0]
         value = rows[row, column]
         what = f"holds {value:.3g}, too large for a condition" if np.isfinite(value) else "is not finite"
         raise UserError(f"{path}: row {row + 1} {what}; {remedy}")

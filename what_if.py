@@ -1,6 +1,5 @@
 """What if the robot did something else: the same past, predicted under different actions."""
 
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +73,10 @@ def replace(actions, positions, steps, n_past, gain):
     actions = actions.clone()
     actions[:, n_past - 1 : n_past - 1 + len(steps)] = steps
     if positions is not None:
-        follow = lambda position, action: reckon(position, action, gain)
-        reckoned = accumulate(actions[:, n_past - 1 : -1].unbind(1), follow, initial=positions[:, n_past - 1])
-        positions = torch.cat([positions[:, : n_past - 1], torch.stack(list(reckoned), 1)], 1)
+        reckoned = [positions[:, n_past - 1]]
+        for action in actions[:, n_past - 1 : -1].unbind(1):
+            reckoned.append(reckon(reckoned[-1], action, gain))
+        positions = torch.cat([positions[:, : n_past - 1], torch.stack(reckoned, 1)], 1)
     return actions, positions
 
 

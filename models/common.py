@@ -1,4 +1,4 @@
-"""What the models share: evaluation mode and the classic initialisation."""
+"""Evaluation mode, which the models share, and SVG's initialisation."""
 
 import contextlib
 

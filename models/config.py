@@ -11,7 +11,7 @@ def option(default, help, low=1, high=MOST, choices=None, bare=None, of_data=Fal
     """A field of a model's Config that is a flag too: declared once, it reaches `--help`, the model and the checkpoint.
 
     Numbers lie in low .. high, or in `choices`, as words may; `bare` is what the flag means without a value. A bool is a
-    switch. Without a flag that is `of_data` a training takes what its data has.
+    switch. An option `of_data` is by default what the data has.
     """
     return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, bare=bare, of_data=of_data))
 

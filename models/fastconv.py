@@ -160,7 +160,12 @@ AT_ONCE = 2**20  # numbers of the input that pass at a time, so that what lies b
 class WinogradConv(nn.Module):
     """An nn.Conv2d(C, O, 3, 1, 1) for images of even size, without gradients: (N, C, H, W) -> (N, O, H, W).
 
-    The same sum. In bf16, which rounds the differences too, its error is three times that of nn.Conv2d: 0.7 instead of 0.2 %.
+    The same sum as F(2x2, 3x3) of Lavin & Gray 2016. Along each axis four pixels d and a kernel a, b, c give four products
+
+        m0 = (d0 - d2) a    m1 = (d1 + d2) (a + b + c) / 2    m2 = (d2 - d1) (a - b + c) / 2    m3 = (d1 - d3) c
+
+    and two sums, m0 + m1 + m2 and m1 - m2 - m3. In bf16, which rounds the differences too, its error is three times that of
+    nn.Conv2d: 0.7 instead of 0.2 %.
     """
 
     def __init__(self, conv, dtype):
@@ -191,12 +196,12 @@ class WinogradConv(nn.Module):
 
 
 def differences(d, out):
-    """The four differences of pixels above, written to out."""
+    """The factors of m0 .. m3 that pixels make, written to out."""
     for k, (i, sign, j) in enumerate(((0, -1, 2), (1, 1, 2), (2, -1, 1), (1, -1, 3))):
         torch.add(d[i], d[j], alpha=sign, out=out[k])
 
 
 def sums(m, out):
-    """The two sums of products above, written to out."""
+    """The two sums of m0 .. m3, written to out."""
     torch.add(m[0], m[1], out=out[0]).add_(m[2])
     torch.sub(m[1], m[2], out=out[1]).sub_(m[3])

@@ -32,7 +32,7 @@ from models.lstm import LSTM, GaussianLSTM
 
 
 class Frames(NamedTuple):
-    """Encoded frames of T times: h (T, B, g_dim), what the levels of `hierarchy` read (T, B, C, S, S), coarse to fine."""
+    """T encoded frames: h (T, B, g_dim) and, per level of `hierarchy`, the map that it reads (T, B, C, S, S), coarse to fine."""
 
     h: torch.Tensor
     features: list
@@ -46,13 +46,13 @@ class Rollout(NamedTuple):
     """Where the recurrence stands: what the next K steps start from."""
 
     state: tuple  # of the frame predictor's and the prior's LSTM; (None, None) before the first step
-    terms: list  # the skip terms that they paste: K times a tensor (B, C, S, S) a stage of the decoder
+    terms: list  # the skip terms that they paste, one per step: a tuple of tensors (B, C, S, S), one per stage of the decoder
     source: Frames | None  # their source frames, encoded
     frame: torch.Tensor | None = None  # or the source frame itself (1, B, C, H, W), not encoded yet
 
 
 def divergences(q, p):
-    """KL(q || p) of each level's latents: q Gaussians (K, B, ...), p of each of K steps a list a level -> [(K, B, n)]."""
+    """KL(q || p) per level, [(K, B, n)]: q holds a Gaussian (K, B, ...) per level; p, per step, a list with one per level."""
     return [q_l.kl(Gaussian.cat(p_l)).flatten(2) for q_l, p_l in zip(q, zip(*p))]
 
 
@@ -111,7 +111,7 @@ class SVG(nn.Module):
     def encode(self, x, c, pasted):
         """Frames (K, B, C, H, W), their conditions (K, B, D) -> Frames, and the skip terms of those in the range `pasted`.
 
-        The terms are the decoder's, of each frame a tensor (B, C, S, S) a stage, coarse to fine.
+        The terms of a frame are a tuple of tensors (B, C, S, S), one per stage of the decoder, coarse to fine.
         """
         batch = x.shape[1]
         rows = slice(pasted.start * batch, pasted.stop * batch)
@@ -140,14 +140,14 @@ class SVG(nn.Module):
     def decode(self, g, c, terms, source, q, eps):
         """x^_i = decoder(g_i, skip), and the finer levels' z ~ q or, where there is no q, ~ p.
 
-        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, C, H, W), p of the finer levels. Futures
-        of one clip share its terms, whose rows then repeat.
+        g (K, B, g_dim), c (K, B, D), eps of the finer levels -> frames (K, B, C, H, W), p of the finer levels. The decoder
+        calls `add` after the first convolution of each stage. Futures of one clip share its terms, whose rows then repeat.
         """
         flow = self.aligner(g.flatten(0, 1)) if self.aligner else None
         priors = []
 
         def add(k, d, y):
-            """To the first convolution of the decoder's k-th stage, above d, add what the skip and this level's z give."""
+            """y is what the first convolution of stage k makes of d: add what the skip and this level's z give."""
             term = torch.cat([of_step[k] for of_step in terms])
             if flow is not None:  # The term moves rather than the skip: one convolution for all, and for a shift the same.
                 term = warp(term.repeat(len(y) // len(term), 1, 1, 1), flow).to(y.dtype)
@@ -161,9 +161,9 @@ class SVG(nn.Module):
         return self.decoder(g.flatten(0, 1), add, c.flatten(0, 1)).unflatten(0, g.shape[:2]), priors
 
     def advance(self, now, c, q, eps):
-        """The next K steps: c (K, B, D), a list a level of posteriors (or None: priors) and of noise (K, B, ...).
+        """The next K steps: c (K, B, D); q a list of posteriors (K, B, ...), one per level, or None: z ~ p; eps noise likewise.
 
-        -> frames (K, B, C, H, W), the prior of each level, and the Rollout that continues from the last of them.
+        -> frames (K, B, C, H, W), a list of priors, one per level, and the Rollout that goes on from the last step.
         """
         source, terms = now.source, now.terms
         if source is None:
@@ -202,8 +202,9 @@ class SVG(nn.Module):
             eps = [torch.randn_like(q_l.mu) for q_l in q]
             now = Rollout((None, None), [], true.at(slice(n_known)))
             predicted, p = [], []
-            for at in [slice(n_known), *(slice(i, i + 1) for i in range(n_known, n_steps))]:
-                now = now._replace(terms=[terms[j] for j in pasted[at]] or now.terms)  # after the given frames, the last again
+            for at in [slice(0, n_known), *(slice(i, i + 1) for i in range(n_known, n_steps))]:
+                if at.start < len(pasted):  # later steps paste what the one before did
+                    now = now._replace(terms=[terms[j] for j in pasted[at]])
                 x_hat, p_at, now = self.advance(now, c[at], [q_l.at(at) for q_l in q], [e[at] for e in eps])
                 predicted.append(x_hat)
                 p.append(p_at)
@@ -255,7 +256,7 @@ class SVG(nn.Module):
             return predicted, sum(kl.sum(2) for kl in klds).transpose(0, 1)
 
     def rollout(self, past, cond, n_future, n_samples, generator, q=None):
-        """`predict`, or with q of every step `reconstruct`; and the priors, of every step a list a level."""
+        """`predict` or, with q of every step, `reconstruct`; and the priors: per step a list with one per level."""
         n_past, n_steps = self.n_past, self.n_past + n_future - 1
         if past.shape[1] != n_past:
             raise ValueError(f"the model was built for {n_past} past frames, not {past.shape[1]}")
@@ -267,7 +268,7 @@ class SVG(nn.Module):
         predicted, p = past.new_empty(n_future, n_samples * len(past), *past.shape[2:]), []
         for i in range(n_past, n_past + n_future):
             at = slice(i - 1, i)
-            # c repeated here: a slice begins anywhere in memory, which may change the last bits, and session.py has none.
+            # c is copied even for one future: where a slice begins in memory may change the last bits, and session.py passes none.
             x, p_at, now = self.advance(now, c[at].repeat(1, n_samples, 1), q and [q_l.at(at) for q_l in q], [e[at] for e in eps])
             predicted[i - n_past] = x[0]
             p.append(p_at)

@@ -109,7 +109,7 @@ class Decoder(nn.Module):
     def forward(self, g, add, c=None):
         """g (N, g_dim) -> frames (N, channels, S, S) in [0, 1].
 
-        add(k, d, y) returns y, the first convolution of the k-th stage above d, plus the skip term of each of the N rows,
+        add(k, d, y) returns y, which the first convolution of stage k made of d, plus the skip term of each of the N rows,
         and whatever else this convolution reads.
         """
         d = self.upc1(g.view(-1, self.g_dim, 1, 1), c)
@@ -117,6 +117,8 @@ class Decoder(nn.Module):
         for k, upc in enumerate(stages):
             first, rest = upc[0].main[0], upc[0].main[1:]
             d = rest(add(k, d, first(d)), c)
-            # The sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits.
-            d = upc[1:](d, c) if upc is not last else upc[2:](upc[1](d).to(g.dtype), c)
+            if upc is not last:
+                d = upc[1:](d, c)
+            else:  # the sigmoid not in bf16, which near 1 is coarser than a grey level of 8 bits
+                d = upc[2:](upc[1](d).to(g.dtype), c)
         return d

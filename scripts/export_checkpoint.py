@@ -2,8 +2,9 @@
 
     python -m scripts.export_checkpoint RUN/best.pt NAME.safetensors [--data_root data/pushing_sample]
 
-NAME.safetensors is the form of the Hugging Face hub; NAME.pt needs no further package. NAME.md, the card, says what the model is, on what and by
-which command it was trained, and how it scored. Matrices and convolutions become float16; vectors, BatchNorm's statistics among them, stay float32.
+NAME.safetensors is the form of the Hugging Face hub; NAME.pt needs no further package. NAME.md, the card, says what the
+model is, on what and by which command it was trained, and how it scored. Matrices and convolutions become float16; vectors,
+BatchNorm's statistics among them, stay float32.
 """
 
 import argparse

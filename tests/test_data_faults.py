@@ -127,7 +127,7 @@ def test_a_record_too_short_to_have_a_checksum(tmp_path):
     for name in ("train/traj_0_to_1.tfrecords", "train/._traj_0_to_1.tfrecords"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(frame_record(good))
-    assert [part.file.name for part in convert_bair.plan(tmp_path, 0)["train"]] == ["traj_0_to_1.tfrecords"]
+    assert [part.file.name for part in convert_bair.plan(tmp_path, 0)] == ["traj_0_to_1.tfrecords"]
 
 
 # --- packed files that others made

@@ -42,19 +42,15 @@ def checkpoint_of(path):
 
 
 def load_checkpoint(path, *parts):
-    """Read a checkpoint of this project: tensors and plain values only, so that loading cannot run code.
-
-    It is a dict of dicts: model, state_dict, args, and the `parts` asked for.
-    """
+    """A checkpoint, a dict of dicts: model, state_dict, args and `parts`. Tensors and plain values only: loading cannot run code."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a last.pt or best.pt")
     checkpoint = read_safetensors(path) if path.suffix == ".safetensors" else read_archive(path)
     wanted = ("model", "state_dict", "args", *parts)
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in wanted):
-        raise UserError(
-            f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give {'a last.pt' if parts else 'a last.pt or best.pt'} that a train command wrote"
-        )
+        name = "last.pt" if parts else "last.pt or best.pt"
+        raise UserError(f"{path}: not a checkpoint of this project with {', '.join(wanted)}; give a {name} that a train command wrote")
     if not all(is_plain(value) for part in ("model", "args") for value in checkpoint[part].values()):
         raise UserError(f"{path}: a setting in it is neither a number nor a text; use another copy")
     return checkpoint
@@ -292,9 +288,11 @@ def warn_of_stretch(old, new, epoch, n_steps):
     """Say what another --niter does to the schedules that span the run."""
     if old.niter == new.niter:
         return
-    describe = lambda args, t: "teacher forcing {1:.2f}, KL weight {0:.2f}, learning rate {2:.2g}".format(
-        *schedules.of_step(args, t, 0, n_steps)
-    )
+
+    def describe(args, t):
+        scheduled = schedules.of_step(args, t, 0, n_steps)
+        return f"teacher forcing {scheduled.tfr:.2f}, KL weight {scheduled.kl_weight:.2f}, learning rate {scheduled.lr:.2g}"
+
     now, before = describe(new, epoch), describe(old, min(epoch, old.niter - 1))
     stretch = f"--niter {old.niter} -> {new.niter} stretches the schedules that end with the run"
     distributed.warn(f"{stretch}: epoch {epoch + 1} has {now}; without it {before}")

@@ -53,11 +53,10 @@ def wrap(module, device):
     """The module in DistributedDataParallel, which averages gradients; on GPUs BatchNorm's statistics span the ranks too."""
     if size() == 1:
         return module
-    # At KL weight 0 a learned prior has no gradient.
+    devices = None
     if device.type == "cuda":
-        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return DistributedDataParallel(module, [device], find_unused_parameters=True)
-    return DistributedDataParallel(module, find_unused_parameters=True)
+        module, devices = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module), [device]
+    return DistributedDataParallel(module, devices, find_unused_parameters=True)  # at KL weight 0 a learned prior has no gradient
 
 
 def all_reduce_mean(tensor):

@@ -16,7 +16,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 @contextlib.contextmanager
 def held(run):
-    """Hold a run's folder on rank 0, so that no second training writes there; nobody reads it before."""
+    """Hold a run's folder on rank 0, so that no second training writes there; the other ranks wait for it."""
     with locked(run) if distributed.rank() == 0 else contextlib.nullcontext():
         distributed.all_reduce_max(0)
         yield

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import itertools
 import os
 import re
 import subprocess
@@ -53,8 +52,9 @@ class RunLog:
         try:
             rows = parse_steps(self.run)
         except DAMAGED:
-            rows = []
-            aside = next(path for k in itertools.count() if not (path := self.run / f"steps.csv.damaged{k or ''}").exists())
+            rows, k = [], 0
+            while (aside := self.run / f"steps.csv.damaged{k or ''}").exists():
+                k += 1
             os.replace(self.run / "steps.csv", aside)
             print(f"warning: {self.run}/steps.csv: damaged; kept as {aside.name}, and begun anew", file=sys.stderr)
         self.write_rows("steps.csv", [row for row in rows if (row["epoch"], row["step"]) <= (epoch, step)])

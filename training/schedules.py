@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-POSE_KL = ("NoKL_Annealing", "Monotonic", "Cyclical", "Cyclical_descent")  # the names of document 003
+POSE_KL = ("NoKL_Annealing", "Monotonic", "Cyclical", "Cyclical_descent")  # the names of document 003, a pose lab's report (docs/experiments.md)
 
 
 class Scheduled(NamedTuple):
@@ -40,7 +40,7 @@ def kl_weight(t, total, cycles=1, ratio=0.5, start=0.0):
     """
     # Integers, so that the start of a cycle is exact: t * cycles / total modulo 1, in units of 1 / total.
     position = t * cycles % total
-    last = position + (total - 1 - position) // cycles * cycles if cycles < total else position
+    last = position + (total - 1 - position) // cycles * cycles  # the cycle's last step
     if ratio <= 1:
         ratio = min(ratio, last / total)
     tau = position / total

@@ -46,7 +46,7 @@ def train(run, make_model, train_set, val_set, args, device, precision, stop):
                 at = f"epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}"
                 distributed.warn(f"stopped by {signal.Signals(number).name} at {at}; go on with --resume {run}")
                 return 128 + number
-        best = trainer.state["best_psnr"]  # negative where other validation clips began it anew, and no epoch was left
+        best = trainer.state["best_psnr"]  # negative where other validation clips begin best.pt anew, and no epoch was left
         score = f" ({best:.2f} dB)" * (best >= 0)
         trainer.log.print(f"wrote {run}/last.pt, best.pt{score}, log.csv, curves.png, gen/")
     return 0
@@ -73,10 +73,10 @@ class Trainer:
             )
         self.state["commands"].append(sys.argv)
         self.bad_clips = faults.BadClips(self.state["bad_clips"], args.max_bad_clips)
-        # On the device: the epoch's sums of the loss, what model.loss names and the KL weight; the first failed (step, loss).
-        self.names = list(self.state["sums"])
-        # A new epoch's sums are one zero, which adds to however many there will be.
-        self.sums = torch.tensor(list(self.state["sums"].values()) or 0.0, dtype=torch.float64, device=device)
+        # On the device: the epoch's sums of the loss, what model.loss names and the KL weight, None before its first step; and
+        # the first failed (step, loss).
+        self.names, sums = list(self.state["sums"]), list(self.state["sums"].values())
+        self.sums = torch.tensor(sums, dtype=torch.float64, device=device) if sums else None
         self.failure = torch.zeros(2, dtype=torch.float64, device=device)
         self.saved = time.monotonic()
 
@@ -86,7 +86,7 @@ class Trainer:
         self.val_loader = make_loader(val_set, 0, device, batch_sampler=in_order)
 
         self.log = runlog.RunLog(run, args, distributed.rank() > 0, self.state["epoch"] + 1)
-        about = {"device": str(device), "processes": distributed.size(), "precision": str(precision)[6:]}
+        about = {"device": str(device), "processes": distributed.size(), "precision": str(precision).removeprefix("torch.")}
         self.log.begin(self.model, self.state["commands"], (len(train_set), len(val_set)), **about)
         self.log.keep_steps(self.state["epoch"] + 1, self.state["step"])
         self.log.write_history(self.state["history"], val_set.root.name)  # which a kill may have cut off
@@ -107,7 +107,7 @@ class Trainer:
                 teacher_forcing = self.draw(scheduled.tfr)
                 state["step"] += 1
                 means = self.step(frames, cond, teacher_forcing, scheduled)
-                self.sums = self.sums + means
+                self.sums = means if self.sums is None else self.sums + means
                 more = dict(teacher_forcing=int(teacher_forcing), lr=scheduled.lr)
                 self.log.note_step(epoch + 1, state["step"], (self.names, means), **more)
                 state["seconds"] = time.perf_counter() - began
@@ -165,7 +165,7 @@ class Trainer:
                 return number
             row |= scores | {"val_loss": scores["val_mse"] + row["beta"] * scores["val_kld"]}
         state.update(epoch=epoch, step=0, seconds=0.0, history=state["history"] + [row])
-        self.sums = torch.zeros_like(self.sums)
+        self.sums = None
         if row["psnr"] != "" and row["psnr"] > state["best_psnr"]:
             state["best_psnr"] = row["psnr"]
             self.save("best.pt")
@@ -207,7 +207,7 @@ class Trainer:
 
     def means(self):
         """The epoch's means so far, by name; waits for the device."""
-        return dict(zip(self.names, (self.sums / max(1, self.state["step"])).tolist())) if self.names else {}
+        return {} if self.sums is None else dict(zip(self.names, (self.sums / self.state["step"]).tolist()))
 
     def progress(self):
         """The words beside the progress bar."""
@@ -255,7 +255,7 @@ class Trainer:
             )
         content = {"model": self.model.config, "args": checkpoint.settings(self.args)}
         content["state_dict"] = self.eval_model.state_dict()
-        content["state"] = state | {"sums": dict(zip(self.names, self.sums.tolist())) if state["step"] else {}}
+        content["state"] = state | {"sums": {} if self.sums is None else dict(zip(self.names, self.sums.tolist()))}
         if name == "last.pt":
             content["optimizer"] = self.optimizer.state_dict()
             if self.args.ema:

@@ -4,7 +4,6 @@ python -m scripts.data.check_dataset data/pushing_sample
 """
 
 import argparse
-import hashlib
 import os
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from cli import Parser, natural
 from dataset import ClipDataset, read_pngs, read_strip
 from packed import check_size, is_clip_name, is_packed, read_array, read_clips, read_index
 from scripts.data.pack_dataset import csv_files_of, in_workers, splits_of
-from utils import UserError, read_csv, run_command
+from utils import UserError, read_csv, run_command, sha256_of
 
 
 def collect(faults, function, *args):
@@ -82,9 +81,8 @@ def check_packed_file(path, files):
     """The faults of one file of a packed split: the first, or none."""
     try:
         check_size(path, files[path.name]["bytes"])
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != files[path.name]["sha256"]:
-                raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
+        if sha256_of(path) != files[path.name]["sha256"]:
+            raise UserError(f"{path}: its SHA-256 is not the one in index.json; copy or pack the data set again")
         if path.name == "clips.csv":
             read_clips(path, files["frames.npy"]["shape"][0])
         elif path.name != "frames.npy":

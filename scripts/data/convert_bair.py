@@ -6,8 +6,8 @@
 A TFRecord file holds some 256 clips of 30 frames. Clip K of train/traj_A_to_B.tfrecords becomes the clip traj_A_to_B/K of train; the
 last --validate records of train (files in the order of their numbers) become the split validate instead. Every record's
 checksums are verified, and without --skip_bad nothing is finished before all are good. DST is packed, which loads fast;
-pack_dataset --unpack makes PNG files of it. Started again after it was
-interrupted, or after a bad file was replaced, the conversion goes on where it was: what is done lies in DST/.parts.
+pack_dataset --unpack makes PNG files of it. Started again after it was interrupted, or after a bad file was replaced, the
+conversion goes on where it was: what is done lies in DST/.parts.
 
 SRC may also be a single .tfrecords file, whose clips are test clips or are shared out by --split, or the form of iVideoGPT,
 train and test with a file traj_NNNNN.npz a clip.
@@ -20,23 +20,23 @@ from functools import partial
 from cli import Parser, natural
 from dataset import natural_key
 from scripts.data import ivideogpt
-from scripts.data.conversion import Fault, Part, add_flags, by_split, convert
+from scripts.data.conversion import Fault, Part, add_flags, convert
 from scripts.data.pack_dataset import SPLITS
 from scripts.data.tfrecord import BadRecord, parse, read_records
 from utils import UserError, run_command
 
 
 def plan(source, n_validate):
-    """{split: its Parts} of the splits that a folder of TFRecord files has, files in the order of their numbers."""
-    parts = {}
-    for split in ("train", "test"):
-        files = sorted((source / split).glob("[!.]*.tfrecords"), key=natural_key)
-        parts[split] = [Part(split, file.stem, (file,)) for file in files]
-    if not any(parts.values()):
+    """The Parts of a folder of TFRecord files: of train, validate and test, files in the order of their numbers."""
+    train, test = (
+        [Part(split, file.stem, (file,)) for file in sorted((source / split).glob("[!.]*.tfrecords"), key=natural_key)]
+        for split in ("train", "test")
+    )
+    if not train and not test:
         raise UserError(
             f"{source}: no train/*.tfrecords or test/*.tfrecords (or .npz); give the folder that download_bair.sh filled"
         )
-    train, validate = parts["train"], []
+    validate = []
     while n_validate and train:
         part = train.pop()
         n_records = count_records(part.file)
@@ -47,18 +47,18 @@ def plan(source, n_validate):
             train.append(part._replace(last=first))
     if validate and not train:
         raise UserError(f"--validate: {source}/train has no clips beyond those; give a smaller number")
-    return by_split([*train, *validate, *parts["test"]])
+    return [*train, *validate, *test]
 
 
 def plan_file(file, sizes):
-    """{split: its Parts} of a single TFRecord file: its records in order, so many for train, validate and test."""
+    """The Parts of a single TFRecord file: its records in order, so many for train, validate and test."""
     if sizes is None:
-        return {"test": [Part("test", file.stem, (file,))]}
+        return [Part("test", file.stem, (file,))]
     if (found := count_records(file)) != sum(sizes):
         raise UserError(f"--split: {sum(sizes)} clips in all, and {file} holds {found}; fetch it again, or give other numbers")
     borders = [0, *itertools.accumulate(sizes)]
     shares = zip(SPLITS, borders, borders[1:])
-    return by_split([Part(split, file.stem, (file,), a, b) for split, a, b in shares if a < b])
+    return [Part(split, file.stem, (file,), a, b) for split, a, b in shares if a < b]
 
 
 def count_records(file):
@@ -105,14 +105,14 @@ def main():
         source = source / "softmotion30_44k"
     read = partial(read_part, camera=args.camera)
     if source.is_file():
-        splits, settings = plan_file(source, args.split), {"camera": args.camera, "split": args.split and list(args.split)}
+        parts, settings = plan_file(source, args.split), {"camera": args.camera, "split": args.split and list(args.split)}
     elif args.split:
         raise UserError(f"--split: for a single .tfrecords file, and {source} is none; leave the flag out")
-    elif splits := ivideogpt.plan(source, args.validate):
+    elif parts := ivideogpt.plan(source, args.validate):
         read = partial(ivideogpt.read_part, camera=args.camera)
     else:
-        splits = plan(source, args.validate)
-    convert(args, [part for split in splits.values() for part in split], read, settings, args.skip_bad)
+        parts = plan(source, args.validate)
+    convert(args, parts, read, settings, args.skip_bad)
 
 
 if __name__ == "__main__":

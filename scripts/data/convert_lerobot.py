@@ -83,8 +83,8 @@ def plan(source, info, camera):
             raise UserError(f"{path}: not LeRobot's list of episodes; fetch the data set again") from None
     if not parts:
         raise UserError(f"{source}/meta/episodes: no episodes; give the folder that holds meta, data and videos")
-    for path in {path for part in parts for path in part.files if not path.exists()}:
-        raise UserError(f"{path}: missing; fetch the data set again")
+    if missing := [path for part in parts for path in part.files if not path.exists()]:
+        raise UserError(f"{missing[0]}: missing; fetch the data set again")
     return parts
 
 

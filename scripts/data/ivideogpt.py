@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from dataset import natural_key
-from scripts.data.conversion import Fault, Part, by_split
+from scripts.data.conversion import Fault, Part
 from scripts.data.tfrecord import SIZE
 from utils import UserError
 
@@ -15,14 +15,14 @@ GROUP = 256  # files in one part
 
 
 def plan(source, n_validate):
-    """{split: its Parts} of the splits that there are, the last n_validate clips of train being validate's; {} without any."""
+    """The Parts of train, validate and test, the last n_validate clips of train being validate's; none where there is no file."""
     files = {split: sorted((source / split).glob("[!.]*.npz"), key=natural_key) for split in ("train", "test")}
     n_train = len(files["train"]) - n_validate
     if files["train"] and n_train < 1:
         raise UserError(f"--validate: {source}/train has no clips beyond those; give a smaller number")
     shares = {"train": files["train"][:n_train], "validate": files["train"][n_train:], "test": files["test"]}
     groups = [(split, x[i : i + GROUP]) for split, x in shares.items() for i in range(0, len(x), GROUP)]
-    return by_split([Part(split, f"{x[0].stem}_to_{x[-1].stem.split('_')[-1]}", tuple(x)) for split, x in groups])
+    return [Part(split, f"{x[0].stem}_to_{x[-1].stem.split('_')[-1]}", tuple(x)) for split, x in groups]
 
 
 def read_part(part, camera):

@@ -9,7 +9,6 @@ packed form is; a clip's frames and conditions come back from it as they were, t
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from cli import Parser, natural
 from dataset import CSV_FILES, ClipDataset, PackedDataset, read_pngs, read_strip
 from loading import guarded, ignore_signals
 from packed import PACKED_VERSION, is_clip_name, is_packed, read_array, read_index
-from utils import UserError, count_frames, locked, read_csv, run_command, write_json
+from utils import UserError, count_frames, locked, read_csv, run_command, sha256_of, write_json
 
 SPLITS = ("train", "validate", "test")
 
@@ -139,10 +138,8 @@ def write_packed(folder, clips):
     lines = "".join(f"{name},{length}\n" for name, length in zip(names, lengths))
     (folder / "clips.csv").write_bytes(lines.encode(errors="surrogateescape"))
     for name in (*shapes, "clips.csv"):
-        with open(folder / name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         shape = {"shape": shapes[name]} if name in shapes else {}
-        files[name] = shape | {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        files[name] = shape | {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
     write_json(folder / "index.json", {"version": PACKED_VERSION, "clips": len(names), "files": files})
 
 

@@ -26,7 +26,6 @@ AT_ONCE = 20  # sequences
 USED = 0.05  # nats a step: a latent with a larger mean KL is used
 
 
-@torch.no_grad()
 def prior_sigma(model, frames):
     """The learned prior's sigma given the true frames: (B, T, C, 64, 64) -> (T - 1, z_dim) of steps 1 .. T-1, means over B.
 

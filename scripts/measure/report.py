@@ -1,7 +1,6 @@
 """How runs are shown beside one another: figures of their curves and steps, and the page that holds everything."""
 
 import base64
-import functools
 import html
 
 import numpy as np
@@ -37,13 +36,13 @@ CLIPS = "The run with the lowest seed of each setting, its best checkpoint. Gree
 
 def draw(axis, group, x, mean, band):
     """A group's line, with its letter at some points and a band of +- `band` if there is one."""
-    i = functools.reduce(lambda n, letter: 26 * n + ord(letter) - ord("A") + 1, group.letter, 0) - 1  # A .. Z, AA ..
-    colour, dash = PALETTE[i % len(PALETTE)], ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
+    k = group.number
+    colour, dash = PALETTE[k % len(PALETTE)], ("-", "--", ":", "-.")[k // len(PALETTE) % 4]
     marker = {"marker": f"$\\mathrm{{{group.letter}}}$", "ms": 7, "mew": 0.3}
     every = min(len(x), max(2, len(x) // 5)) or 1  # letters of lines that coincide stand apart
     n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
     label = f"{group.letter} {group.name}{n}".replace("$", r"\$")  # no mathematics of matplotlib's
-    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(i % every, every), **marker)
+    axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(k % every, every), **marker)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if band is not None:
         axis.fill_between(x, mean - band, mean + band, color=colour, alpha=0.13, lw=0)

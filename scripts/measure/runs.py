@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import BatchSampler
 
 import metrics
 from dataset import open_for
-from loading import batches, make_loader
+from loading import load
 from training.checkpoint import load_model
 from utils import UserError, autocast
 
@@ -67,19 +66,18 @@ class Run:
     def evaluate(self, args, device, precision):
         """Score best.pt and last.pt: {"best", "final": {metric: (N, T)}}, the copy-last baseline, best.pt's pictures of args.n_show clips."""
         self.scores = {}
-        for which, name in reversed(CHECKPOINTS.items()):
+        for which, name in reversed(CHECKPOINTS.items()):  # best.pt last: what follows the loop is of it
             model, trained = load_model(self.folder / name, device)
             split = args.split or ("val" if trained["cond"] == "pose" else "test")
             data = open_for(model, trained, split, args.data_root, n_clips=args.n_clips)
-            load = lambda clips: batches(make_loader(data, args.num_workers, device, batch_sampler=BatchSampler(clips, args.batch_size, False)), device)
             n, seen = len(data), hashlib.sha256()
             with autocast(device, precision):
-                scores, _ = metrics.evaluate(model, digested(load(range(n)), seen), args.n_samples, n_pictures=0)
+                scores, _ = metrics.evaluate(model, digested(load(args, model, data, range(n)), seen), args.n_samples, n_pictures=0)
             self.scores[which] = {m: x.numpy() for m, x in metrics.summarise("sample", scores["sample"]).items()}
         self.copy_last = {metric: x[0].numpy() for metric, x in scores["copy_last"].items()}
         shown = np.linspace(0, n - 1, min(args.n_show, n)).round().astype(int).tolist()
         with autocast(device, precision):  # once more: to keep the pictures of all would fill the memory
-            _, self.pictures = metrics.evaluate(model, load(shown), args.n_samples, clips=shown)
+            _, self.pictures = metrics.evaluate(model, load(args, model, data, shown), args.n_samples, clips=shown)
         self.truth, self.n_past, n_future = seen.hexdigest(), model.n_past, data.n_frames - model.n_past
         self.clips = f"{data.root}/{data.split}: {n} clip{'s' * (n > 1)}, {self.n_past} -> {n_future} frames"
 
@@ -91,8 +89,8 @@ class Run:
 class Group:
     """Runs that differ in nothing but the seed."""
 
-    def __init__(self, letter, runs):
-        self.letter, self.runs, self.settings = letter, runs, runs[0].settings
+    def __init__(self, number, letter, runs):
+        self.number, self.letter, self.runs, self.settings = number, letter, runs, runs[0].settings
         self.name, self.pictures = common_name(run.name for run in runs), runs[0].pictures
 
     def values(self, which, metric):
@@ -125,7 +123,7 @@ def group_runs(runs):
         if first is not run:
             print(f"warning: {run.folder}: as {first.folder}, with the same seed; left out", file=sys.stderr)
     letters = ("".join(p) for n in (1, 2) for p in itertools.product(string.ascii_uppercase, repeat=n))
-    return [Group(letter, [seeds[s] for s in sorted(seeds)]) for letter, seeds in zip(letters, found.values())]
+    return [Group(k, letter, [seeds[s] for s in sorted(seeds)]) for k, (letter, seeds) in enumerate(zip(letters, found.values()))]
 
 
 def comparable(a, b):
@@ -138,9 +136,12 @@ def families(groups):
     """Lists of the groups that can be compared."""
     found = []
     for group in groups:
-        family = next((family for family in found if comparable(family[0], group)), [])
-        found += [family] * (not family)
-        family.append(group)
+        for family in found:
+            if comparable(family[0], group):
+                family.append(group)
+                break
+        else:
+            found.append([group])
     return found
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from cli import Parser, natural, number
 from dataset import open_for
 from scripts.measure.what_if import follow, last_frames
+from tables import with_interval
 from training.checkpoint import load_model
 from utils import UserError, autocast, choose_device, choose_precision, make_folder, run_command, write_json, writing
 
@@ -67,8 +68,7 @@ def pushed(checkpoint, n_clips, n_samples=20):
 def table(rows, pushes):
     """The rows as Markdown."""
     names = [*COLUMNS, *(PUSHES if pushes else ())]
-    scored = lambda s, digits: f"{s['mean']:.{digits}f}" + (f" ± {s['ci95']:.{digits}f}" if s["ci95"] is not None else "")
-    cell = lambda row, name: scored(row[name], COLUMNS[name][2]) if name in COLUMNS else "-" if row[name] is None else f"{row[name]:.0%}"
+    cell = lambda row, name: with_interval(row[name], COLUMNS[name][2]) if name in COLUMNS else "-" if row[name] is None else f"{row[name]:.0%}"
     lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     return "\n".join([*lines, *(f"| {row['run']} | {' | '.join(cell(row, name) for name in names)} |" for row in rows)])
 

@@ -6,18 +6,16 @@ A ratio is the shortest time of all turns without it by the shortest with all; b
 """
 
 import contextlib
-import operator
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from cli import Parser, count, number
 from models import SVG, fastconv, svg, vgg
-from scripts.measure.timing import report, timed
+from scripts.measure.timing import plain_upsampling, report, timed
 from utils import autocast, choose_device, choose_precision, run_command, tune
 
 
@@ -33,12 +31,6 @@ def plain_encoder(self, x, c=None, pasted=slice(None)):
     return last(x, c).flatten(1), skips, pooled
 
 
-plain_upsampling = [
-    (fastconv, "upsampling_kernel", lambda weight: weight),
-    (fastconv, "upsample_conv", lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)),
-]
-
-
 @contextlib.contextmanager
 def memory_given_back():
     """glibc's own way with freed memory; `tune` keeps it."""
@@ -50,7 +42,7 @@ def memory_given_back():
 WITHOUT = {
     "nothing (the noise of this table)": [],
     "freed memory kept (CPU)": [memory_given_back],
-    "upsampling and convolution as one": plain_upsampling,
+    "upsampling and convolution as one": [partial(plain_upsampling, True)],
     "9 products for four pixels, and Winograd's (wide layers, CPU)": [(fastconv, "WIDE", 10**9)],
     "kernels summed once for all steps": [(svg, "summed_once", lambda model: contextlib.nullcontext())],
     "LeakyReLU after the pooling, split maps": [(vgg.Encoder, "forward", plain_encoder)],
@@ -84,15 +76,20 @@ def main():
 
     work = {"teacher-forced": partial(step, True), "free-running": partial(step, False), "prediction": predict}
     times = {(name, what): [] for name in WITHOUT for what in work}
-    for turn in tqdm(range(args.repeats + 1), "turns"):  # the first is a warm-up
+    for turn in tqdm(range(args.repeats + 1), "turns"):
         for (name, what), found in times.items():
             with_all = timed(work[what], device)
             with contextlib.ExitStack() as stack:
                 for change in WITHOUT[name]:
                     stack.enter_context(change() if callable(change) else patch.object(*change))
                 without = timed(work[what], device)
-            found += [(without, with_all)] * (turn > 0)
-    ratio = lambda pairs: operator.truediv(*map(min, zip(*pairs)))
+            if turn:  # the first is a warm-up
+                found.append((without, with_all))
+
+    def ratio(pairs):
+        without, with_all = zip(*pairs)
+        return min(without) / min(with_all)
+
     rows = [{"without": name} | {what: ratio(times[name, what]) for what in work} for name in WITHOUT]
     report(args, "tricks", f"width {args.width}, batch {args.batch_size}, {args.precision}, {args.repeats} turns", rows)
 

@@ -6,8 +6,9 @@
 
 A run is RUNS/RECIPE[-small]-seedN. One that was interrupted is resumed, and a finished one left alone, so the same command
 goes on where it stopped. `all` makes the documents' recipes, `extensions` those of the extensions, `parity` those that
-compare each default with the classic choice, `study` those of docs/experiments.md about latents (MNIST lies in data/mnist), JOBS at a time on one thread each, and a report over them. Document 003's want
-recordings with pose drawings: POSE_ROOT=data/dancer, say; without it `all` leaves them out.
+compare each default with the classic choice, `study` those of docs/experiments.md about latents (MNIST lies in data/mnist),
+JOBS at a time on one thread each, and a report over them. Document 003's want recordings with pose drawings:
+POSE_ROOT=data/dancer, say; without it `all` leaves them out.
 """
 
 import argparse

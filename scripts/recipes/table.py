@@ -1,4 +1,5 @@
-"""The runs that documents 000 to 003 report, those of the extensions, and each default against the classic choice.
+"""The runs that documents 000 to 003 report (docs/experiments.md says what these are), those of the extensions, each default
+against the classic choice, and the study of latents.
 
 A schedule of `flags` keeps its shape when a recipe runs for another number of epochs than its document's: `@50` is that
 document's epoch 50, `0.005/epoch` a fall in each of its epochs, `3*epochs` three in every epoch.
@@ -22,9 +23,9 @@ class Recipe(NamedTuple):
 FP, LP, POSE = "train_fixed_prior.py", "train_learned_prior.py", "train_pose.py"
 
 # What the code printed in documents 000, 001 and 002 does: it reads frames 0 to 11 of every clip, freezes the skip connections
-# at frame n_past - 2, feeds x^_1 back though x_1 is given, and does not clip gradients. Its KL weight rises to 1 (document 004) beside an error that is a mean over
-# pixels. That is so much that the latents soon carry next to nothing, and how its figures came about; `--beta 1e-4` shows the
-# same with latents.
+# at frame n_past - 2, feeds x^_1 back though x_1 is given, and does not clip gradients. Its KL weight rises to 1 beside an
+# error that is a mean over pixels. That is so much that the latents soon carry next to nothing, and how its figures came
+# about; `--beta 1e-4` shows the same with latents.
 CLASSIC = "--no-random_start --skip_frame classic --classic_feedback --grad_clip 0"
 D000 = f"{CLASSIC} --beta 1 --lr 0.002 --tfr_start_decay_epoch @25"
 D001 = f"{CLASSIC} --beta 1 --lr 0.001 --batch_size 16 --epoch_size 300 --cond_frame target"
