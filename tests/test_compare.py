@@ -414,6 +414,25 @@ def test_a_study_scores_anew_what_was_asked_otherwise(trained, tmp_path, monkeyp
     assert clips("--n_clips", 9) == 5, "what was computed before is still there"
 
 
+def test_a_study_tells_a_run_from_another_clip_by_clip(tmp_path):
+    """By a paired interval, Student's t of the differences; on other clips there is none."""
+    runs, rng = [tmp_path / name for name in "ab"], np.random.default_rng(0)
+    psnr = rng.normal(20, 3, (2, 6)) + rng.normal(0, 5, 6)
+    for run, values in zip(runs, psnr):
+        (run / "study").mkdir(parents=True)
+        rows = {row: key for row, key, _ in study.COLUMNS.values()}
+        clips = [{"clip": str(k)} | {row: {key: x + len(row)} for row, key in rows.items()} for k, x in enumerate(values)]
+        utils.write_json(run / "study/metrics.json", {"per_clip": clips})
+    found, oracle = study.less(*runs), stats.ttest_rel(*psnr).confidence_interval()
+    assert found["run"] == "a less b"
+    for name in study.PAIRED:
+        mean, half = found[name]["mean"], found[name]["ci95"]
+        assert (mean - half, mean + half) == pytest.approx((oracle.low, oracle.high))
+    utils.write_json(runs[1] / "study/metrics.json", {"per_clip": clips[1:]})
+    with pytest.raises(UserError, match="--against"):
+        study.less(*runs)
+
+
 def test_a_study_follows_pushed_objects(monkeypatch):
     """Two green squares of two clips: of three samples one takes the first along, none the second; a blue one stands still."""
     green, blue = (40, 200, 40), (40, 40, 220)
