@@ -174,15 +174,15 @@ def add_training(parser, model, add_kl_schedule):
 
     add = parser.group("teacher forcing")
     add("--tfr", 1.0, "teacher-forcing ratio at the start", share)
-    add("--tfr_start_decay_epoch --tfr_sde", None, "epoch at which it begins to fall (default: half of them)", natural)
-    add("--tfr_end_decay_epoch", None, "epoch at which it is down (default: the last)", natural)
+    add("--tfr_start_decay_epoch --tfr_sde", None, "epoch, from 0 on, at which it begins to fall (default: half of them)", natural)
+    add("--tfr_end_decay_epoch", None, "epoch at which it is down (default: the last); none with --tfr_decay_step", natural)
     fall = "fall an epoch; 0: a straight line to the lower bound at the end epoch"
     add("--tfr_decay_step --tfr_d_step", 0.0, fall, share)
     add("--tfr_lower_bound", 0.0, "where it stops falling", share)
 
     add = parser.group("optimiser")
     add("--lr", 1e-3, "learning rate", positive)
-    add("--lr_milestones", [], "epochs at which it is lowered", natural, nargs="*", metavar="EPOCH")
+    add("--lr_milestones", [], "epochs, from 0 on, at which it is lowered", natural, nargs="*", metavar="EPOCH")
     add("--lr_gamma", 0.1, "what each of them multiplies it by", share)
     add("--lr_cosine", False, "the rate falls to 0 along half a cosine", action="store_true")
     ema = "predict with the weights' exponential moving average, of this decay a step (0.999; 0: with the last ones)"

@@ -20,6 +20,7 @@ from dataset import PackedDataset, open_for, read_strip
 from models import SVG
 from training.checkpoint import load_model
 from utils import UserError, autocast, choose_machine, count_frames, make_folder, run_command, write_json
+from what_if import require_source
 
 
 def get_parser():
@@ -92,6 +93,8 @@ def main():
     model, trained = load_model(args.model_path, device)
     if not isinstance(model, SVG):
         raise UserError(f"--model_path {args.model_path}: no SVG; give a checkpoint of train_learned_prior.py or train_fixed_prior.py")
+    if trained["cond"] != "none":
+        require_source(model)
     data = open_clips(args, model, trained)
     make_folder(args.log_dir)
     if args.sim:

@@ -225,10 +225,11 @@ def plot_curves(path, history, beta, title, steps=()):
     kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1
     epochs, weights = (at, [row["beta"] for row in steps]) if steps else known(history, "beta")
     shares = [w / (beta or 1) for w in weights]
-    schedule.plot(epochs, shares, "-", color="#0072B2", drawstyle="default" if steps else "steps-mid", label=f"KL weight / {beta:g}")
+    look = {} if steps else dict(drawstyle="steps-mid", marker=marker, ms=3)
+    schedule.plot(epochs, shares, "-", color="#0072B2", label=f"KL weight / {beta or 1:g}", **look)
     line(schedule, "tfr", "--", "#D55E00", "teacher-forcing ratio", drawstyle="steps-mid")
     schedule.set(ylabel="schedule", ylim=(-0.05, 1.05 * max([1, *shares])), xlabel="epoch")
-    schedule.xaxis.get_major_locator().set_params(integer=True)
+    schedule.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for axis in axes.flat:
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(as_title(title), fontsize=10)
@@ -269,7 +270,7 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
                 steps = np.arange(n_past, n_past + len(scores["mean"]))
                 marker = marker if len(steps) < 40 else {}
                 _with_band(axis, steps, scores, style, color=colour, label=LABELS[row].format(n=n_samples), **marker)
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 @_or_warn
@@ -295,6 +296,8 @@ def plot_series(path, checkpoints, n_samples, title):
     with _scores(path, "epoch", as_title(title)) as axes:
         for axis, metric in axes:
             for row, (colour, style, marker) in LINES.items():
+                if row == "best_of_n" and n_samples == 1:
+                    continue
                 points = [(c["epoch"], c[row][metric]["mean"]) for c in checkpoints]
                 axis.plot(*zip(*points), style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

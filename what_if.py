@@ -80,6 +80,12 @@ def replace(actions, positions, steps, n_past, gain):
     return actions, positions
 
 
+def require_source(model):
+    """Refuse a model that is told a frame's own action: of a plan it would be told one step late, and of the last step nothing."""
+    if model.cond_frame == "target":
+        raise UserError("--model_path: trained with --cond_frame target, which is told no action before its frame; give one trained without")
+
+
 def imagine(model, data, cond, clips, plans, seed=1, n_samples=1):
     """Some clips' futures under several plans: {"truth", *plans: frames (len(clips), T, 3, H, W)}.
 
@@ -87,6 +93,7 @@ def imagine(model, data, cond, clips, plans, seed=1, n_samples=1):
     every plan, so that only the actions make the difference. The frames include the given ones. Of several samples a
     plan has as many rows, with their numbers: "LABEL 1", "LABEL 2", ...
     """
+    require_source(model)
     actions, positions = read_conditions(data, cond)
     gain = None if positions is None else fit_gain(actions, positions)
     frames = to_float(torch.stack([data[k][0] for k in clips]).to(next(model.parameters()).device))

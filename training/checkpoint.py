@@ -285,14 +285,15 @@ def check_optimizer(optimizer, saved):
 
 
 def warn_of_stretch(old, new, epoch, n_steps):
-    """Say what another --niter does to the schedules that span the run."""
-    if old.niter == new.niter:
+    """Say what another --niter does to the schedules that span the run, if any of it is left."""
+    if old.niter == new.niter or epoch >= new.niter:
         return
 
     def describe(args, t):
         scheduled = schedules.of_step(args, t, 0, n_steps)
         return f"teacher forcing {scheduled.tfr:.2f}, KL weight {scheduled.kl_weight:.2f}, learning rate {scheduled.lr:.2g}"
 
-    now, before = describe(new, epoch), describe(old, min(epoch, old.niter - 1))
+    kept = argparse.Namespace(**vars(new) | {"niter": old.niter})
+    now, before = describe(new, epoch), describe(kept, min(epoch, old.niter - 1))
     stretch = f"--niter {old.niter} -> {new.niter} stretches the schedules that end with the run"
     distributed.warn(f"{stretch}: epoch {epoch + 1} has {now}; without it {before}")

@@ -19,7 +19,7 @@ from utils import UserError, run_command
 
 LOSSES = {"loss": ("#000000", "loss"), "mse": ("#0072B2", "MSE"), "kld": ("#D55E00", "KL")}
 PSNR = {"psnr": ("#009E73", "validation PSNR (dB)")}
-SCHEDULES = {"beta": ("#0072B2", "KL weight"), "tfr": ("#CC79A7", "teacher-forcing ratio")}
+SCHEDULES = {"beta": ("#E69F00", "KL weight"), "tfr": ("#CC79A7", "teacher-forcing ratio")}
 # What the left axis shows, and the right one; a weight is drawn as a share of its largest.
 FORMS = {
     "twin": (LOSSES | PSNR, SCHEDULES),
@@ -53,7 +53,7 @@ def draw(path, history, form, title, log):
                 y, label = [v / most for v in y], f"{label} / {most:.3g}"
             axis.plot(x, y, style, color=colour, label=label, lw=1.3)
     left.set(xlabel="epoch", yscale="log" if log else "linear", title=visualize.as_title(title))
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if right:
         right.set(ylabel="schedules", ylim=(-0.05, 1.05))
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)

@@ -43,7 +43,7 @@ def draw(axis, group, x, mean, band):
     n = f" (n = {len(group.runs)})" if len(group.runs) > 1 else ""
     label = f"{group.letter} {group.name}{n}".replace("$", r"\$")  # no mathematics of matplotlib's
     axis.plot(x, mean, dash, color=colour, label=label, lw=1.3, markevery=(k % every, every), **marker)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if band is not None:
         axis.fill_between(x, mean - band, mean + band, color=colour, alpha=0.13, lw=0)
 
