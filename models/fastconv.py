@@ -137,8 +137,8 @@ def for_prediction(network):
     """Make a network, in place, do in fewer operations what it does in eval mode without gradients.
 
     The scale and shift of a BatchNorm go into the convolution before it, weights are rounded to autocast's type, and on the
-    CPU the widest convolutions in bf16 are Winograd's. (In float32 its matrix products are slower than oneDNN's convolutions,
-    and cuDNN chooses for itself.)
+    CPU the widest convolutions in bf16 are Winograd's. (In float32, and in bf16 with AMX, its matrix products are slower than
+    oneDNN's convolutions; cuDNN chooses for itself.)
     """
     for chain in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for k, (conv, norm) in enumerate(zip(chain, chain[1:])):
@@ -149,9 +149,14 @@ def for_prediction(network):
             if is_conv and not isinstance(conv, (UpsampleConv, SplitConvTranspose)):
                 dtype, wide = computed_in(conv.weight), min(conv.in_channels, conv.out_channels) >= WIDE
                 fits = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3)
-                in_bf16 = dtype == torch.bfloat16 and conv.weight.device.type == "cpu"
+                in_bf16 = dtype == torch.bfloat16 and conv.weight.device.type == "cpu" and not has_amx()
                 chain[k] = WinogradConv(conv, dtype) if wide and fits and in_bf16 else conv.to(dtype)
     return network.requires_grad_(False)  # else autocast would keep a copy of every copy
+
+
+def has_amx():
+    """Whether the CPU multiplies matrices of bf16 in tiles."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 AT_ONCE = 2**20  # numbers of the input that pass at a time, so that what lies between stays in the cache

@@ -418,11 +418,11 @@ def test_a_study_tells_a_run_from_another_clip_by_clip(tmp_path):
     """By a paired interval, Student's t of the differences; on other clips there is none."""
     runs, rng = [tmp_path / name for name in "ab"], np.random.default_rng(0)
     psnr = rng.normal(20, 3, (2, 6)) + rng.normal(0, 5, 6)
-    for run, values in zip(runs, psnr):
-        (run / "study").mkdir(parents=True)
+    for folder, values in zip(runs, psnr):
+        (folder / "study").mkdir(parents=True)
         rows = {row: key for row, key, _ in study.COLUMNS.values()}
         clips = [{"clip": str(k)} | {row: {key: x + len(row)} for row, key in rows.items()} for k, x in enumerate(values)]
-        utils.write_json(run / "study/metrics.json", {"per_clip": clips})
+        utils.write_json(folder / "study/metrics.json", {"per_clip": clips})
     found, oracle = study.less(*runs), stats.ttest_rel(*psnr).confidence_interval()
     assert found["run"] == "a less b"
     for name in study.PAIRED:

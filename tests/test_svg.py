@@ -168,13 +168,15 @@ def test_the_taps_of_an_upsampling_kernel_are_summed_before_they_are_rounded():
     assert not any(conv.kernel is not None for conv in convs), "the weights may change again"
 
 
-def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
-    """And differs by rounding only from the one in float64."""
+@pytest.mark.parametrize("amx", [False, True])
+def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch, amx):
+    """But with AMX, where oneDNN's are faster. And differs by rounding only from the one in float64."""
     model = tiny()
     frames, cond = clips()
     predict = lambda: model.predict(frames[:, :2], cond, 4, 2, [torch.Generator().manual_seed(k) for k in range(3)])
     exact = predict()
     monkeypatch.setattr(fastconv, "WIDE", 1)
+    monkeypatch.setattr(fastconv, "has_amx", lambda: amx)
     kernels = []
     forward = fastconv.WinogradConv.forward
     monkeypatch.setattr(
@@ -183,7 +185,7 @@ def test_prediction_in_bf16_takes_winograds_convolutions(monkeypatch):
     model, frames, cond = model.float(), frames.float(), cond.float()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = predict()
-    assert len(kernels) == 4 * (10 + 5) and all(kernel.dtype == torch.bfloat16 for kernel in kernels)
+    assert len(kernels) == (0 if amx else 4 * (10 + 5)) and all(kernel.dtype == torch.bfloat16 for kernel in kernels)
     assert (rounded - exact).std() < 0.1 * exact.std()
 
 
