@@ -195,6 +195,13 @@ def _at_steps(steps):
     return [row["epoch"] - 0.5 + row["step"] / lengths[row["epoch"]] for row in steps]
 
 
+class Digits(LogFormatter):
+    """The ticks of a logarithmic axis as 30 rather than 3 x 10^1, and 0.0024 rather than 2e-03."""
+
+    def __call__(self, x, pos=None):
+        return super().__call__(x, pos) and f"{x:.6g}"
+
+
 @_or_warn
 def plot_curves(path, history, beta, title, steps=()):
     """Write a training's curves: validation PSNR, MSE and loss, KL, and the two schedules; steps are the rows of steps.csv."""
@@ -222,7 +229,7 @@ def plot_curves(path, history, beta, title, steps=()):
     for key, colour in zip([key for key in history[0] if key.startswith("kld_")], ("#0072B2", "#009E73", "#CC79A7", "#777777")):
         line(kld, key, ":", colour, f"level {key[4:]}")
     kld.set(ylabel="KL, sum over steps (nats)", yscale="log", xlabel="epoch")
-    kld.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 30 rather than 3 x 10^1
+    kld.yaxis.set(major_formatter=Digits(), minor_formatter=Digits())
     epochs, weights = (at, [row["beta"] for row in steps]) if steps else known(history, "beta")
     shares = [w / (beta or 1) for w in weights]
     look = {} if steps else dict(drawstyle="steps-mid", marker=marker, ms=3)
