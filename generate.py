@@ -14,6 +14,7 @@ import cli
 import dataset
 import metrics
 import options
+import plots
 import tables
 import unseen
 import visualize
@@ -165,9 +166,9 @@ def score_series(args, paths, data, protocol, out):
         rows.append({"model_path": str(path), "epoch": epoch} | summarise(scores, [data.name(k) for k in clips])[0])
     rows.sort(key=lambda row: row["epoch"])
     write_json(out / "series.json", {"protocol": protocol, "checkpoints": rows})
-    visualize.plot_series(out / "series.png", rows, args.n_samples, f"{data.root.name}/{args.split}, {len(clips)} clips")
+    plots.plot_series(out / "series.png", rows, args.n_samples, f"{data.root.name}/{args.split}, {len(clips)} clips")
     for row in rows:
-        print(f"epoch {row['epoch']:4}  " + "  ".join(f"{name} {row[name]['psnr']['mean']:.2f} dB" for name in visualize.LINES))
+        print(f"epoch {row['epoch']:4}  " + "  ".join(f"{name} {row[name]['psnr']['mean']:.2f} dB" for name in plots.LINES))
     print(f"wrote {out}/series.json, series.png")
 
 
@@ -191,9 +192,9 @@ def score(args, model, data, protocol, out, judge=None):
 
     clear(out, PICTURES)
     title = f"{data.root.name}/{args.split}, {len(clips)} clips, --cond {protocol['cond']}"
-    visualize.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
+    plots.plot_per_step(out / "psnr_per_step.png", per_step, model.n_past, args.n_samples, title)
     if args.n_samples > 1:
-        visualize.plot_best_of(out / "best_of_n.png", curve, total, title)
+        plots.plot_best_of(out / "best_of_n.png", curve, total, title)
     best = {k: clip["best_of_n"]["psnr"] for k, clip in zip(clips, per_clip)}
     ranking = sorted(best, key=best.get, reverse=True)
     ranks = {round(rank) for rank in np.linspace(0, len(ranking) - 1, min(args.n_show, len(ranking)))}

@@ -1,7 +1,7 @@
 """Scores as text: the tables that generate.py prints."""
 
 import metrics
-import visualize
+import plots
 
 COLUMNS = {  # of the printed table: heading, digits, width
     "psnr": ("PSNR (dB)", 2, 14), "ssim": ("SSIM", 4, 17), "lpips_alex": ("LPIPS (AlexNet)", 4, 17),
@@ -16,7 +16,7 @@ def with_interval(score, digits):
 
 def show(protocol, total, per_step, per_clip, most_clips=32):
     """Print the scores: in all, a step, a clip."""
-    labels = {row: visualize.LABELS[row].format(n=protocol["n_samples"]) for row in metrics.ROWS}
+    labels = {row: plots.LABELS[row].format(n=protocol["n_samples"]) for row in metrics.ROWS}
     rows = [row for row in metrics.ROWS if row in total and ("_of_" not in row or protocol["n_samples"] > 1)]
     width = max(len(labels[row]) for row in rows)
     print(

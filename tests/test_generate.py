@@ -15,6 +15,7 @@ from test_metrics import Repeater
 
 import generate
 import metrics
+import plots
 import utils
 import visualize
 from models import PoseCVAE
@@ -137,7 +138,7 @@ def test_json_holds_no_nan(tmp_path):
 
 
 def test_a_picture_that_fails_loses_no_score(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(visualize.plt, "subplots", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(plots.plt, "subplots", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(visualize.Image, "new", lambda *_, **__: 1 / 0)
     assert call(monkeypatch, "--model_path", trained["fixed"] / "best.pt", "--log_dir", tmp_path, *FEW) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]

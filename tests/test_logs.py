@@ -10,8 +10,8 @@ import torch
 from conftest import TINY, call
 from PIL import Image
 
+import plots
 import utils
-import visualize
 from scripts.measure import curves, runs
 from training import runlog
 
@@ -61,10 +61,10 @@ def test_steps_that_a_killed_process_left(trained, tmp_path, capsys, damage):
 def test_curves_show_cycles_within_an_epoch(tmp_path, monkeypatch):
     """The KL weight is drawn step by step, around the epoch's place."""
     figures = []
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     history = [dict(epoch=e, loss=1.0, mse=1.0, kld=2.0, psnr=20.0, copy_last_psnr=19.0, beta=0.5, tfr=1.0) for e in (1, 2)]
     steps = [dict(epoch=e, step=s, loss=1.0, mse=1.0, kld=2.0, beta=s % 2) for e in (1, 2) for s in (1, 2, 3, 4)]
-    visualize.plot_curves(tmp_path / "c.png", history, 1.0, "t", steps)
+    plots.plot_curves(tmp_path / "c.png", history, 1.0, "t", steps)
     weight = figures[0].axes[3].lines[0]
     assert weight.get_xdata().tolist() == [0.75, 1, 1.25, 1.5, 1.75, 2, 2.25, 2.5]
     assert weight.get_ydata().tolist() == [1, 0] * 4
@@ -72,8 +72,8 @@ def test_curves_show_cycles_within_an_epoch(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form, n_lines", [("panels", 0), ("twin", 6), ("total", 1), ("losses", 3), ("single", 6)])
 def test_curves_again(trained, tmp_path, monkeypatch, form, n_lines):
-    figures, save = [], visualize.save_figure
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
+    figures, save = [], plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
     flags = [trained["learned"], "--form", form, "--epochs", "1:", "--title", "cost $5", "--out", tmp_path / "c.png"]
     monkeypatch.setattr(sys, "argv", ["curves", *map(str, flags)])
     curves.main()
@@ -86,9 +86,9 @@ def test_curves_again(trained, tmp_path, monkeypatch, form, n_lines):
 def test_curves_of_a_run_that_is_not_validated_in_each_epoch(tmp_path, monkeypatch):
     """An empty cell, which read_log reads as NaN, does not break the line."""
     figures = []
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     (tmp_path / "log.csv").write_text("epoch,loss,psnr,beta\n" + "".join(f"{e},1,{'' if e % 5 else 20},1\n" for e in range(1, 61)))
-    visualize.plot_curves(tmp_path / "c.png", runs.read_log(tmp_path / "log.csv"), 1.0, "t")
+    plots.plot_curves(tmp_path / "c.png", runs.read_log(tmp_path / "log.csv"), 1.0, "t")
     assert figures[0].axes[0].lines[0].get_xdata().tolist() == [*range(5, 61, 5)]
 
 

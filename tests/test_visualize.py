@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import plots
 import visualize
 from dataset import ClipDataset
 from utils import UserError
@@ -122,9 +123,9 @@ def test_an_mp4_that_ends_early_replaces_nothing(tmp_path, monkeypatch):
 def draw_all(folder, name):
     """Every kind of picture, with this name wherever a name goes."""
     row = dict(epoch=1, loss=1.0, mse=1.0, kld=2.0, psnr=20.0, copy_last_psnr=19.0, beta=1e-4, tfr=1.0)
-    visualize.plot_curves(folder / "curves.png", [row, row | {"epoch": 2}], 1e-4, name)
+    plots.plot_curves(folder / "curves.png", [row, row | {"epoch": 2}], 1e-4, name)
     scores = {metric: {"mean": [1.0, 2.0], "ci95": [0.1, None]} for metric in ("psnr", "ssim")}
-    visualize.plot_per_step(folder / "steps.png", {"sample": scores}, 2, 1, name)
+    plots.plot_per_step(folder / "steps.png", {"sample": scores}, 2, 1, name)
     frames = robot(4, 20)
     visualize.save_grid(folder / "grid.png", [("truth", frames), (name, frames)], 2)
     visualize.save_video(folder / "video.gif", [{"truth": frames, name: frames}], 2, [name])
@@ -140,7 +141,7 @@ def test_names_of_all_kinds(tmp_path, capsys, name):
 def test_a_picture_that_fails_is_a_warning(tmp_path, monkeypatch, capsys):
     """And the old one stays; a full disk is an error."""
     (tmp_path / "curves.png").write_text("the old one")
-    for module, broken in ((visualize.plt, "subplots"), (visualize.Image, "fromarray")):
+    for module, broken in ((plots.plt, "subplots"), (visualize.Image, "fromarray")):
         monkeypatch.setattr(module, broken, lambda *_, **__: 1 / 0)
     draw_all(tmp_path, "name")
     warnings = capsys.readouterr().err.splitlines()

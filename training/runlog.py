@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+import plots
 import visualize
 from training.checkpoint import settings
 from utils import UserError, write_json, writing
@@ -95,7 +96,7 @@ class RunLog:
             return
         self.write_rows("log.csv", history)
         title = f"{self.run.name}: {data_name}, --cond {self.args.cond}"
-        visualize.plot_curves(self.run / "curves.png", history, ceiling(self.args.beta, history), title, read_steps(self.run))
+        plots.plot_curves(self.run / "curves.png", history, ceiling(self.args.beta, history), title, read_steps(self.run))
 
     def end_epoch(self, row):
         """TensorBoard's events of an epoch, and its line."""

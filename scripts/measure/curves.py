@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-import visualize
+import plots
 from cli import Parser
 from scripts.measure.runs import Run
 from training.runlog import ceiling, read_steps
@@ -45,19 +45,19 @@ def draw(path, history, form, title, log):
     right = left.twinx() if beside else None
     for axis, names, style in ((left, columns, "-"), (right, beside, "--")):
         for name, (colour, label) in names.items():
-            x, y = visualize.known(history, name)
+            x, y = plots.known(history, name)
             if not x:
                 continue
             if name == "beta":
                 most = max(y) or 1
                 y, label = [v / most for v in y], f"{label} / {most:.3g}"
             axis.plot(x, y, style, color=colour, label=label, lw=1.3)
-    left.set(xlabel="epoch", yscale="log" if log else "linear", title=visualize.as_title(title))
+    left.set(xlabel="epoch", yscale="log" if log else "linear", title=plots.as_title(title))
     left.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if right:
         right.set(ylabel="schedules", ylim=(-0.05, 1.05))
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    visualize.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def main():
@@ -84,7 +84,7 @@ def main():
             beta = ceiling(run.settings["beta"], history)
         except KeyError:
             raise UserError(f"{args.run}: args.json or log.csv has no beta, whose share panels draws; choose another --form") from None
-        visualize.plot_curves(path, history, beta, title, steps)
+        plots.plot_curves(path, history, beta, title, steps)
     else:
         draw(path, history, args.form, title, args.log)
     print(f"wrote {path}")

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from cli import Parser, count, natural
 from dataset import check_data, digits_of
 from options import add_machine
+from plots import save_figure
 from smmnist import MovingMNIST, draw, is_moving_mnist, trajectories
 from training.checkpoint import load_model
 from utils import UserError, autocast, choose_machine, make_folder, run_command, write_json
-from visualize import save_figure
 
 AT_ONCE = 20  # sequences
 USED = 0.05  # nats a step: a latent with a larger mean KL is used

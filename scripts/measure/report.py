@@ -5,10 +5,11 @@ import html
 
 import numpy as np
 
+import plots
 import visualize
 from scripts.measure import runs
 
-plt, save = visualize.plt, visualize.save_figure
+plt, save = plots.plt, plots.save_figure
 
 # Every line has its letter on it, so that lines can be told apart in grey too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D31")
