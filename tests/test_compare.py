@@ -359,6 +359,14 @@ def test_only_what_is_shown_becomes_pictures(trained):
     assert (-10 * np.log10(error)).mean(1) == pytest.approx(found["fixed", 0].scores["best"]["psnr"][4], abs=0.1)
 
 
+def test_no_plans_for_a_model_that_is_told_a_frames_own_action(tiny_data):
+    """It would be told a plan one step late, and in the last step the truth."""
+    data = open_split(tiny_data, "test", 6, "action")
+    model = SVG(data.cond_dim, width=4, g_dim=8, z_dim=4, rnn_size=8, cond_frame="target")
+    with pytest.raises(UserError, match="cond_frame target"):
+        what_if.imagine(model, data, "action", [1], {"none": torch.zeros(4, data.cond_dim)})
+
+
 @pytest.mark.parametrize("kind", ["action+position", "action", "position"])
 def test_only_the_plan_makes_the_difference(tiny_data, kind):
     """The truth's own actions, given as a plan, give the same video; another plan gives another, with the same past."""

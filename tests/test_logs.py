@@ -70,6 +70,22 @@ def test_curves_show_cycles_within_an_epoch(tmp_path, monkeypatch):
     assert weight.get_ydata().tolist() == [1, 0] * 4
 
 
+def test_curves_of_a_short_run(tmp_path, monkeypatch):
+    """Ticks that can be told apart, where the KL spans less than a decade; whole epochs and a visible weight, where there is one."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    row = dict(loss=1.0, mse=1.0, psnr=20.0, copy_last_psnr=19.0, beta=0.0, tfr=1.0)
+    history = [row | dict(epoch=e, kld=kld) for e, kld in ((1, 0.0024), (2, 0.0019), (3, 0.0012))]
+    for rows in (history, history[:1]):
+        plots.plot_curves(tmp_path / "c.png", rows, 0.0, "t")
+        figures[-1].canvas.draw()
+    labels = [text.get_text() for text in figures[0].axes[2].get_yticklabels(which="both") if text.get_text()]
+    assert len(labels) > 3 and len(set(labels)) == len(labels) and "0.002" in labels
+    schedule = figures[1].axes[3]
+    assert all(float(text.get_text()).is_integer() for text in schedule.get_xticklabels()) and schedule.lines[0].get_marker() == "o"
+    assert schedule.lines[0].get_label() == "KL weight / 1"
+
+
 @pytest.mark.parametrize("form, n_lines", [("panels", 0), ("twin", 6), ("total", 1), ("losses", 3), ("single", 6)])
 def test_curves_again(trained, tmp_path, monkeypatch, form, n_lines):
     figures, save = [], plots.save_figure

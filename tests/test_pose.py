@@ -350,6 +350,9 @@ def test_test_writes_where_generate_does(monkeypatch):
     monkeypatch.setattr("train_pose.subprocess.call", lambda command: commands.append(command) or 0)
     monkeypatch.setattr("sys.argv", ["train_pose.py", "--test", "--ckpt", "best.pt"])
     assert train_pose.main() == 0 and "--model_path" in commands[0]
+    assert "--n_future" not in commands[0], "as long as the checkpoint's own validation"
+    monkeypatch.setattr("sys.argv", ["train_pose.py", "--test", "--ckpt", "best.pt", "--val_vi_len", "40"])
+    assert train_pose.main() == 0 and commands[1][commands[1].index("--n_future") + 1] == "39"
     assert "--log_dir" not in commands[0] and "None" not in commands[0]
 
 

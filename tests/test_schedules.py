@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 import options
+from training.checkpoint import warn_of_stretch
 from training.schedules import cosine, kl_weight, of_step, pose_kl_weight, teacher_forcing_ratio
 
 
@@ -72,3 +73,15 @@ def test_a_step_is_told_what_its_flags_say():
     assert [of("--tfr_decay_step 0.4", epoch, 0).tfr for epoch in range(6)] == pytest.approx([1, 1, 1, 1, 0.6, 0.2])
     pose = options.parse_training(options.pose_parser(""), "--kl_anneal_type Cyclical --kl_anneal_cycle 4 --kl_anneal_ratio 0.8".split())
     assert [of_step(pose, epoch, 0, 5).kl_weight for epoch in range(6)] == pytest.approx([0.01, 0.2, 0.4, 0.6, 0, 0.2])
+
+
+def test_another_niter_is_told_of_for_its_own_effects_alone(capsys):
+    """Not for those of flags given with it, and not where nothing is left to train."""
+    parse = lambda flags: options.parse_training(options.training_parser(""), flags.split())
+    old, new = parse("--niter 4 --lr 1e-3"), parse("--niter 8 --lr 1e-4 --tfr_start_decay_epoch 2")
+    warn_of_stretch(old, new, 3, 10)
+    said = capsys.readouterr().err
+    assert "--niter 4 -> 8" in said and "teacher forcing 0.80" in said and "without it teacher forcing 0.00" in said
+    assert said.count("learning rate 0.0001") == 2
+    warn_of_stretch(new, old, 4, 10)
+    assert not capsys.readouterr().err
