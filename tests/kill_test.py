@@ -50,6 +50,7 @@ def watch(phase, owner, attribute, name):
 def train(flags, output, phase, environment):
     """A training command in a process of its own, its output in a file."""
     import metrics
+    import plots
     import train_learned_prior
     import visualize
     from utils import run_command
@@ -61,7 +62,9 @@ def train(flags, output, phase, environment):
         (metrics, "evaluate", "validating"),
         (torch, "save", "saving"),
         (os, "replace", "renaming"),
-        *((visualize, attribute, "drawing") for attribute in ("save_video", "save_grid", "plot_curves")),
+        (visualize, "save_video", "drawing"),
+        (visualize, "save_grid", "drawing"),
+        (plots, "plot_curves", "drawing"),
     ):
         watch(phase, owner, attribute, name)
     sys.argv = ["train_learned_prior.py", *map(str, flags)]
