@@ -168,7 +168,7 @@ def score_series(args, paths, data, protocol, out):
     write_json(out / "series.json", {"protocol": protocol, "checkpoints": rows})
     plots.plot_series(out / "series.png", rows, args.n_samples, f"{data.root.name}/{args.split}, {len(clips)} clips")
     for row in rows:
-        print(f"epoch {row['epoch']:4}  " + "  ".join(f"{name} {row[name]['psnr']['mean']:.2f} dB" for name in plots.LINES))
+        print(f"epoch {row['epoch']:4}  " + "  ".join(f"{name} {row[name]['psnr']['mean']:.2f} dB" for name in plots.rows_of(args.n_samples)))
     print(f"wrote {out}/series.json, series.png")
 
 

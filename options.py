@@ -175,7 +175,7 @@ def add_training(parser, model, add_kl_schedule):
     add = parser.group("teacher forcing")
     add("--tfr", 1.0, "teacher-forcing ratio at the start", share)
     add("--tfr_start_decay_epoch --tfr_sde", None, "epoch, from 0 on, at which it begins to fall (default: half of them)", natural)
-    add("--tfr_end_decay_epoch", None, "epoch at which it is down (default: the last); none with --tfr_decay_step", natural)
+    add("--tfr_end_decay_epoch", None, "epoch at which it is down, where no --tfr_decay_step is given (default: the last)", natural)
     fall = "fall an epoch; 0: a straight line to the lower bound at the end epoch"
     add("--tfr_decay_step --tfr_d_step", 0.0, fall, share)
     add("--tfr_lower_bound", 0.0, "where it stops falling", share)

@@ -34,6 +34,11 @@ LABELS = {
 }
 
 
+def rows_of(n_samples):
+    """The rows that a figure of scores draws: of one sample there is no best."""
+    return [row for row in LINES if row != "best_of_n" or n_samples > 1]
+
+
 def printable(text):
     """A name as a picture can show it, without control characters and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else "?" for c in text)
@@ -159,9 +164,10 @@ def plot_per_step(path, per_step, n_past, n_samples, title):
     """
     with _scores(path, "frame t", f"{as_title(title)}; bands: 95 % interval over clips") as axes:
         for axis, metric in axes:
-            for row, (colour, style, marker) in LINES.items():
-                if row not in per_step or (row == "best_of_n" and n_samples == 1):
+            for row in rows_of(n_samples):
+                if row not in per_step:
                     continue
+                colour, style, marker = LINES[row]
                 scores = per_step[row][metric]
                 steps = np.arange(n_past, n_past + len(scores["mean"]))
                 marker = marker if len(steps) < 40 else {}
@@ -191,9 +197,8 @@ def plot_series(path, checkpoints, n_samples, title):
     """Write the scores of several checkpoints over their epochs: [{"epoch", row: {metric: {"mean", "ci95"}}}]."""
     with _scores(path, "epoch", as_title(title)) as axes:
         for axis, metric in axes:
-            for row, (colour, style, marker) in LINES.items():
-                if row == "best_of_n" and n_samples == 1:
-                    continue
+            for row in rows_of(n_samples):
+                colour, style, marker = LINES[row]
                 points = [(c["epoch"], c[row][metric]["mean"]) for c in checkpoints]
                 axis.plot(*zip(*points), style, color=colour, lw=1.3, label=LABELS[row].format(n=n_samples), **marker)
             axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

@@ -97,6 +97,7 @@ def test_curves_again(trained, tmp_path, monkeypatch, form, n_lines):
     assert Image.open(tmp_path / "c.png").width > 500
     if form != "panels":
         assert len(lines) == n_lines and all(line.get_xdata() == [2] for line in lines), "the second epoch alone"
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == n_lines, "told apart"
 
 
 def test_curves_of_a_run_that_is_not_validated_in_each_epoch(tmp_path, monkeypatch):

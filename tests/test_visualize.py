@@ -138,6 +138,19 @@ def test_names_of_all_kinds(tmp_path, capsys, name):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_of_one_sample_there_is_no_best(tmp_path, monkeypatch, n_samples):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    of_step = {row: {metric: {"mean": [1.0, 2.0], "ci95": [0.1, 0.2]} for metric in ("psnr", "ssim")} for row in plots.LINES}
+    plots.plot_per_step(tmp_path / "s.png", of_step, 2, n_samples, "t")
+    in_all = {row: {metric: {"mean": 1.0, "ci95": 0.1} for metric in ("psnr", "ssim")} for row in plots.LINES}
+    plots.plot_series(tmp_path / "s.png", [{"epoch": 1} | in_all], n_samples, "t")
+    for figure in figures:
+        labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert ("best of 2" in labels) == (n_samples == 2) and len(labels) == n_samples + 2
+
+
 def test_a_picture_that_fails_is_a_warning(tmp_path, monkeypatch, capsys):
     """And the old one stays; a full disk is an error."""
     (tmp_path / "curves.png").write_text("the old one")

@@ -44,6 +44,7 @@ WITHOUT = {
     "freed memory kept (CPU)": [memory_given_back],
     "upsampling and convolution as one": [partial(plain_upsampling, True)],
     "9 products for four pixels, and Winograd's (wide layers, CPU)": [(fastconv, "WIDE", 10**9)],
+    "Winograd's only where there is no AMX (prediction, bf16, CPU)": [(fastconv, "has_amx", lambda has_amx=fastconv.has_amx: not has_amx())],
     "kernels summed once for all steps": [(svg, "summed_once", lambda model: contextlib.nullcontext())],
     "LeakyReLU after the pooling, split maps": [(vgg.Encoder, "forward", plain_encoder)],
     "BatchNorm in the convolutions (prediction)": [(fastconv, "for_prediction", lambda network: network)],
